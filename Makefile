@@ -1,0 +1,38 @@
+# Every target does whatever set-up it still needs; nothing has to be installed by hand but Python 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo demo-from-scratch test test-all lint ui clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python jobs/demo.py
+
+demo-from-scratch: $(STAMP)
+	$(BIN)/python jobs/demo.py --from-scratch
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m 'not gpu and not slow'
+
+test-all: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+ui: $(STAMP)
+	mkdir -p runs
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///runs/mlflow.db
+
+clean:
+	rm -rf .venv

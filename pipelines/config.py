@@ -1,0 +1,286 @@
+"""The configuration of every job: a tree of frozen dataclasses, from which the command line is made.
+
+Field docstrings become the help of the flags. Values that could never work are refused in
+`__post_init__` with the value, the rule and the remedy.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.config_parts import (
+    CheckpointConfig,
+    ComputeConfig,
+    IntList,
+    OptimConfig,
+    Precision,
+    SegmentConfig,
+    Split,
+    TrackingConfig,
+    Trajectories,
+    check_stages,
+    require,
+)
+from reddit_core.degrade import DegradeConfig
+from reddit_core.losses import LossWeights
+from reddit_core.retinex import ReflectanceConfig
+from reddit_core.sampler import DdimMode
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNetConfig
+
+Layout = Literal["lolv1", "lolv2-real", "lolv2-synthetic", "lsrw", "sid", "smid", "sdsd", "folders", "table", "degrade"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """Turn image pairs at any URL into pair shards, split by scene."""
+
+    output: str
+    """URL of the pair dataset to write."""
+    source: str = ""
+    """URL of the dataset's root: a layout's folder, a CSV or JSONL of URL pairs, or photographs to darken."""
+    layout: Layout = "lolv1"
+    """How the files lie below the source."""
+    low: str = ""
+    """URL of the low-light folder (layout folders)."""
+    normal: str = ""
+    """URL of the normal-light folder (layout folders)."""
+    pattern: str = ""
+    """Regular expression whose first group, found in the file name of either side, pairs them (layout folders)."""
+    splits: str = ""
+    """URL of a CSV of pair_id,split (train, validation or test), for pairs whose split must not be drawn."""
+    validation_share: float = 0.1
+    """Share of the training scenes that is set aside for validation."""
+    split_seed: int = 0
+    """Seed of the draw of validation scenes."""
+    pairs_per_shard: int = 64
+    """Most pairs in one shard."""
+    max_bad: float = 0.05
+    """Share of broken pairs past which the job fails (what was written is kept)."""
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    """The low-light model (layout degrade)."""
+    degrade_seed: int = 0
+    """Seed of the low-light model."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.source) or (self.layout == "folders" and bool(self.low) and bool(self.normal)),
+            "there is nothing to read: give --source URL, or --layout folders --low URL --normal URL",
+        )
+        require(
+            0 <= self.validation_share < 1,
+            f"validation_share is {self.validation_share}, but must be in [0, 1); 0.1 is usual",
+        )
+        require(self.pairs_per_shard >= 1, f"pairs_per_shard is {self.pairs_per_shard}, but must be at least 1")
+        require(0 <= self.max_bad <= 1, f"max_bad is {self.max_bad}, but is a share and must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Train the many-step diffusion teacher on pair shards."""
+
+    pairs: str
+    """URL of the pair dataset."""
+    output: str
+    """URL of the run: checkpoints, teacher.safetensors and report.json."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    """The network."""
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    """The noise schedule; recorded with the weights."""
+    crop: int = 96
+    """Side of the training crops in pixels."""
+    crops_per_image: int = 8
+    """Crops taken from each decoded image; more decode less, fewer mix better."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation_steps: int = 16
+    """DDIM steps at validation."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.crop > 0 and self.crop % self.unet.size_multiple == 0,
+            f"crop is {self.crop}, but must be a positive multiple of the network's {self.unet.size_multiple}",
+        )
+        require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """Run the teacher once over the pairs and cache its trajectories, before any refinement."""
+
+    pairs: str
+    """URL of the pair dataset."""
+    teacher: str
+    """URL of the teacher's weights: our .safetensors, or a released .pth."""
+    output: str
+    """URL under which each stage gets a folder STAGE-KEY."""
+    stages: IntList = (16, 8, 4)
+    """Teacher steps of each stage."""
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    split: Split = "train"
+    """Split of the pairs that is used."""
+    records_per_shard: int = 512
+    """Most records in one trajectory shard."""
+    batch_size: int = 32
+    """Records per teacher evaluation; fixed, since it can show in the last bit."""
+    precision: Precision = "fp32"
+    """bf16 runs the teacher under autocast."""
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    verify: bool = False
+    """Only re-check every checksum of the caches that are there."""
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}, but must be at least 1")
+        require(self.records_per_shard >= 1, f"records_per_shard is {self.records_per_shard}, but must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distil the teacher into students of half its steps, stage by stage."""
+
+    cache: str
+    """URL that precompute wrote to (its stage folders lie below); made by precompute."""
+    teacher: str
+    """URL of the teacher's weights; every student starts from them."""
+    output: str
+    """URL of the run: checkpoints, student-N.safetensors and report.json."""
+    pairs: str = ""
+    """URL of the pair dataset, for validation and for trajectories computed online."""
+    stages: IntList = (16, 8, 4)
+    """Teacher steps of each stage; its student has half as many."""
+    progressive: bool = False
+    """Each stage's student is the next stage's teacher (needs trajectories online or stream)."""
+    trajectories: Trajectories = "cache"
+    """Where the teacher runs: once before (cache), in the trainer (online), or beside it (stream)."""
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    refine_weight: float = 0.4
+    """w of the refinement towards the reflectance; the paper writes omega = 1 - w; 0 switches it off."""
+    reflectance: ReflectanceConfig = field(default_factory=ReflectanceConfig)
+    loss: LossWeights = field(default_factory=LossWeights)
+    lpips: str = ""
+    """URL of a VGG16 or AlexNet state dict for the perceptual term."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+        require(
+            0 <= self.refine_weight <= 1,
+            f"refine_weight is {self.refine_weight}, but must be in [0, 1]; the paper's omega 0.2 is 0.8",
+        )
+        require(
+            not self.loss.perceptual or bool(self.lpips),
+            f"loss.perceptual is {self.loss.perceptual}, but no backbone is given; add --lpips URL, or set it to 0",
+        )
+        require(
+            not (self.progressive and self.trajectories == "cache"),
+            "progressive changes the teacher from stage to stage, but a cache holds one teacher's trajectories; "
+            "add --trajectories online",
+        )
+        require(
+            self.trajectories == "cache" or bool(self.pairs),
+            f"trajectories {self.trajectories} run the teacher over the pairs; add --pairs URL",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure weights on a split of the pairs, raw and GT-mean side by side."""
+
+    pairs: str
+    """URL of the pair dataset."""
+    output: str
+    """URL of the report."""
+    weights: tuple[str, ...] = ()
+    """Weights to judge, each as NAME:STEPS=URL, such as student:2=runs/demo/distill/student-2.safetensors."""
+    split: Split = "validation"
+    """Split of the pairs that is used."""
+    seeds: IntList = (0,)
+    """Seeds of the sampler's noise."""
+    limit: int = 0
+    """Only the first so many images; 0 takes all."""
+    mode: DdimMode = "exact"
+    """The sampler: exact, or as released."""
+    lpips: str = ""
+    """URL of a VGG16 or AlexNet state dict, for LPIPS."""
+    precision: Precision = "fp32"
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhanceConfig:
+    """Enhance a photograph, a folder or a bucket of them."""
+
+    source: str
+    """URL of a photograph or a folder."""
+    output: str
+    """URL of the folder to write to."""
+    weights: str
+    """URL of the student's weights."""
+    steps: int = 0
+    """Sampling steps; 0 takes the number that the weights were distilled for."""
+    seed: int = 0
+    """Seed of the sampler's noise."""
+    tile: int = 1024
+    """Side of the tiles that larger images are split into."""
+    overlap: int = 64
+    """Pixels over which neighbouring tiles are blended."""
+    compare: bool = False
+    """Also write the input and the result side by side."""
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+    precision: Precision = "fp32"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.overlap < self.tile,
+            f"overlap is {self.overlap}, but must be at least 0 and less than the tile's {self.tile}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Search over the reflectance and loss weights; every trial reads the one shared cache."""
+
+    distill: DistillConfig
+    """What each trial runs, before its own values are put in."""
+    output: str
+    """URL of the sweep."""
+    trials: int = 16
+    """Trials in all."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """How values are chosen: Optuna's TPE, at random, or every combination of the listed values."""
+    space: tuple[str, ...] = (
+        "refine_weight=uniform(0,1)",
+        "loss.pixel=uniform(0,2)",
+        "optim.learning_rate=loguniform(1e-5,1e-3)",
+    )
+    """What is searched: dotted key of a distillation = uniform(a,b), loguniform(a,b) or choice(a,b,...)."""
+    metric: str = "psnr"
+    """Validation metric to maximize."""
+    seed: int = 0
+    """Seed of the search."""
+    concurrent: int = 0
+    """Trials at a time; 0 derives it from the cluster's resources."""
+    asha: bool = True
+    """Stop poor trials early (ASHA)."""
+    then_distill: bool = False
+    """Run the best configuration at full length afterwards."""
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 1, f"trials is {self.trials}, but must be at least 1")
+        require(
+            bool(self.space), "space is empty, so there is nothing to search; add --space 'refine_weight=uniform(0,1)'"
+        )

@@ -1,0 +1,160 @@
+"""The parts that the configurations of several jobs share (`config.py` puts them together)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from reddit_core.schedule import LevelDraw
+
+Split = Literal["train", "validation", "test"]
+Precision = Literal["fp32", "bf16"]
+RateShape = Literal["constant", "cosine", "linear"]
+Trajectories = Literal["cache", "online", "stream"]
+
+IntList = Annotated[
+    tuple[int, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT,INT,...",
+        instance_from_str=lambda args: tuple(int(part) for part in args[0].split(",") if part),
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(part, int) for part in value),
+        str_from_instance=lambda value: [",".join(str(part) for part in value)],
+    ),
+]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a ValueError for people (value, rule, remedy) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow keeps what a job measures."""
+
+    enabled: bool = True
+    """Track this job in MLflow."""
+    uri: str = ""
+    """Tracking URI; empty means MLFLOW_TRACKING_URI, else the embedded store runs/mlflow.db."""
+    experiment: str = "reddit"
+    """MLflow experiment that the run belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How many workers, and what each of them has."""
+
+    workers: int = 1
+    """Data-parallel training workers, or teacher actors."""
+    cpus_per_worker: float = 1.0
+    """Logical CPUs that each worker reserves."""
+    threads: int = 0
+    """Torch CPU threads per worker; 0 shares the machine's cores among the workers."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Give each worker one GPU; auto does so when the cluster has any."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, f"workers is {self.workers}, but must be at least 1")
+        require(self.cpus_per_worker > 0, f"cpus_per_worker is {self.cpus_per_worker}, but must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """One optimization: how long, how fast, in which precision."""
+
+    steps: int = 20_000
+    """Optimizer steps (per stage, when distilling)."""
+    batch_size: int = 16
+    """Samples per optimizer step over all workers."""
+    accumulate: int = 1
+    """Micro-batches that each worker's share of the batch is split into."""
+    learning_rate: float = 1e-4
+    """Peak of AdamW's learning rate."""
+    rate_shape: RateShape = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; larger ones are scaled down."""
+    ema_decay: float = 0.999
+    """Decay of the exponential moving average of the weights; warmed up as (1 + n) / (10 + n)."""
+    precision: Precision = "fp32"
+    """bf16 runs the network under autocast."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+    max_nonfinite: int = 10
+    """Steps with a non-finite loss or gradient that are skipped before the run stops."""
+    seed: int = 0
+    """Seed of initialization, order and draws."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"steps is {self.steps}, but must be at least 1")
+        require(
+            self.accumulate >= 1 and self.batch_size >= self.accumulate,
+            f"batch_size is {self.batch_size} and accumulate {self.accumulate}, "
+            "but every micro-batch needs at least one sample; raise batch_size or lower accumulate",
+        )
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}, but must be above 0; 1e-4 is usual")
+        require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, but must be in [0, 1); 0.999 is usual")
+        require(self.grad_clip > 0, f"grad_clip is {self.grad_clip}, but must be above 0; inf switches it off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run saves its state and looks at validation images."""
+
+    every: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept: the newest ones."""
+    validate_every: int = 1000
+    """Steps between validations with the few-step sampler; 0 switches them off."""
+    validation_images: int = 8
+    """Images of the validation split that are looked at."""
+    validation_crop: int = 192
+    """Side of the centre crop of each; 0 takes whole images."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"every is {self.every}, but must be at least 1 step")
+        require(self.keep >= 1, f"keep is {self.keep}, but at least 1 checkpoint must be kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """What a distillation segment is made of; part of a cache's key."""
+
+    crop: int = 96
+    """Side of the crops in pixels."""
+    crops: int = 4
+    """Crops per pair."""
+    draws: int = 1
+    """Draws of noise and noise levels per crop."""
+    levels: LevelDraw = "interval"
+    """Where noise levels are drawn: between neighbouring nodes, at the nodes, or as released."""
+    shared_t: int = 1
+    """Consecutive records that share one segment t, u, s; the released code's batch shares one."""
+    seed: int = 0
+    """Seed of crops, noise and levels."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "crops", "draws", "shared_t"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, but must be at least 1")
+
+
+def check_stages(stages: tuple[int, ...]) -> None:
+    """A stage is the number of steps of its teacher; its student has half as many."""
+    for stage in stages:
+        require(
+            stage >= 2 and stage % 2 == 0,
+            f"stages holds {stage}, but a stage is its teacher's even number of steps; use 16,8,4 (or 2)",
+        )
+    require(bool(stages), "stages is empty, but needs at least one teacher's number of steps; use 16,8,4")
+    require(
+        list(stages) == sorted(set(stages), reverse=True),
+        f"stages is {stages}, but must fall without repeats, such as 16,8,4",
+    )

@@ -1,0 +1,71 @@
+"""Presets are data: per job, a name and the dotted settings that it stands for.
+
+`lol-cpu` is for two CPU cores and about an hour; `paper` is the released network on GPUs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+SMALL_UNET: Settings = {
+    "unet.base_channels": 24,
+    "unet.channel_mults": (1, 2, 2, 2),
+    "unet.num_res_blocks": 1,
+    "unet.norm_groups": 8,
+}
+LOL_CPU_UNET: Settings = {**SMALL_UNET, "unet.base_channels": 32}
+PAPER_UNET: Settings = {
+    "unet.base_channels": 64,
+    "unet.channel_mults": (1, 1, 2, 2, 4),
+    "unet.num_res_blocks": 2,
+}
+
+PRESETS: Mapping[str, Mapping[str, Settings]] = {
+    "train_teacher": {
+        "demo": {
+            **SMALL_UNET,
+            "crop": 64,
+            "optim.steps": 6000,
+            "optim.learning_rate": 1e-3,
+            "optim.precision": "bf16",
+            "checkpoint.every": 500,
+            "checkpoint.validate-every": 1000,
+        },
+        "lol-cpu": {
+            **LOL_CPU_UNET,
+            "crop": 64,
+            "optim.steps": 12000,
+            "optim.learning_rate": 1e-3,
+            "optim.precision": "bf16",
+            "checkpoint.every": 500,
+            "checkpoint.validate-every": 1500,
+        },
+        "paper": {**PAPER_UNET, "crop": 96, "optim.steps": 500_000, "optim.precision": "bf16"},
+    },
+    "precompute": {
+        "demo": {"segment.crop": 64, "segment.crops": 16, "precision": "bf16"},
+        "lol-cpu": {"segment.crop": 64, "segment.crops": 8, "precision": "bf16"},
+    },
+    "distill": {
+        "demo": {
+            "segment.crop": 64,
+            "segment.crops": 16,
+            "optim.steps": 200,
+            "optim.learning_rate": 3e-4,
+            "optim.warmup-steps": 20,
+            "optim.precision": "bf16",
+            "checkpoint.every": 100,
+            "checkpoint.validate-every": 100,
+        },
+        "lol-cpu": {
+            "segment.crop": 64,
+            "segment.crops": 8,
+            "optim.steps": 1500,
+            "optim.learning_rate": 3e-4,
+            "optim.precision": "bf16",
+            "checkpoint.every": 250,
+            "checkpoint.validate-every": 500,
+        },
+    },
+}

@@ -1,0 +1,59 @@
+"""How a job ends: a short table on the terminal and a `report.json` at its output."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines import storage
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a job has to say when it ends, or plans to do (`--dry-run`).
+
+    Attributes:
+        title: one line.
+        rows: equal-keyed rows of the table.
+        facts: further figures, shown under the table and kept in `report.json`.
+        url: where `report.json` is written; nothing is written when empty.
+    """
+
+    title: str
+    rows: Sequence[Row] = ()
+    facts: Row = field(default_factory=dict)
+    url: str = ""
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Prints the report's title, its rows as a table, and its facts."""
+    console = console or Console()
+    if report.rows:
+        table = Table(title=report.title, title_justify="left")
+        for name in report.rows[0]:
+            table.add_column(name, justify="left" if isinstance(report.rows[0][name], str) else "right")
+        for row in report.rows:
+            table.add_row(*(format_value(value) for value in row.values()))
+        console.print(table)
+    else:
+        console.print(report.title)
+    for name, value in report.facts.items():
+        console.print(f"  {name}: {format_value(value)}", soft_wrap=True, highlight=False)
+
+
+def format_value(value: Any) -> str:
+    """Figures to four digits, `-` for nothing."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def save(report: Report) -> None:
+    """Writes `report.json` (`{"title", "rows", ...facts}`) beside the job's output."""
+    document = {"title": report.title, "rows": [dict(row) for row in report.rows], **report.facts}
+    storage.write_bytes(storage.join(report.url, "report.json"), json.dumps(document, indent=1).encode())

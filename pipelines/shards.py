@@ -1,0 +1,202 @@
+"""Shards and manifests: the formats on disk (DESIGN section 4). No Ray here.
+
+A dataset is a folder: `manifest.json`, and `shards/NAME.arrow` with a commit record `shards/NAME.json`
+beside each. A shard without its commit record was never finished and is written again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines import storage
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+PAIR_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("low", pa.binary()),
+        ("normal", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+def trajectory_schema(crop: int) -> pa.Schema:
+    """The columns of a trajectory shard of `crop` x `crop` pixels; images are [H, W, 3] uint8, tensors [3, H, W]."""
+    image = pa.fixed_shape_tensor(pa.uint8(), (crop, crop, 3))
+    tensor = pa.fixed_shape_tensor(pa.float16(), (3, crop, crop))
+    return pa.schema(
+        [
+            ("pair_id", pa.string()),
+            ("crop_y", pa.int32()),
+            ("crop_x", pa.int32()),
+            ("flip", pa.bool_()),
+            ("draw", pa.int32()),
+            ("seed", pa.uint64()),
+            ("nodes", pa.list_(pa.int32(), 3)),
+            ("levels", pa.list_(pa.float64(), 3)),
+            ("low", image),
+            ("normal", image),
+            ("x_u", tensor),
+            ("x_target_0", tensor),
+        ]
+    )
+
+
+def tensor_column(values: NDArray[Any]) -> pa.FixedShapeTensorArray:
+    """[rows, ...] as an Arrow fixed-shape tensor column."""
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One committed shard. `split` is empty for trajectory shards."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset or cache is made of.
+
+    Attributes:
+        kind: `pairs` or `trajectories`.
+        spec: everything that determines the content; its hash is the `key`.
+        shards: committed shards in order.
+        facts: figures that do not determine the content (counts, splits, timings).
+    """
+
+    kind: str
+    spec: Mapping[str, Any]
+    shards: tuple[ShardEntry, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> str:
+        return spec_key(self.spec)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+def spec_key(spec: Mapping[str, Any]) -> str:
+    """The cache key: 16 hex digits of the SHA-256 of the canonical JSON of what went in."""
+    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def refuse_mismatch(found: Mapping[str, Any], wanted: Mapping[str, Any], url: str) -> None:
+    """Raises a ValueError that names every field in which a cache differs from what was asked for."""
+    differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if differing:
+        details = "; ".join(f"{name} is {found.get(name)!r}, asked for {wanted.get(name)!r}" for name in differing)
+        raise ValueError(f"{url} does not match: {details}; use another output, or the settings it was made with")
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    document = {**asdict(manifest), "key": manifest.key}
+    storage.write_bytes(storage.join(url, MANIFEST), json.dumps(document, indent=1, sort_keys=True).encode())
+
+
+def read_manifest(url: str, kind: str) -> Manifest:
+    """The manifest of a finished dataset.
+
+    Raises:
+        ValueError: if there is none, it is of another kind or schema version, or its key is wrong.
+    """
+    try:
+        document = json.loads(storage.read_bytes(storage.join(url, MANIFEST)))
+    except FileNotFoundError:
+        job = "jobs/ingest.py" if kind == "pairs" else "jobs/precompute.py"
+        raise ValueError(f"{url} holds no finished {kind} ({MANIFEST} is missing); make it with {job}") from None
+    if document["kind"] != kind or document["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{url} holds {document['kind']} of schema {document['schema_version']}, but {kind} of schema "
+            f"{SCHEMA_VERSION} are needed; give the right URL, or make it again"
+        )
+    manifest = Manifest(
+        kind=kind,
+        spec=document["spec"],
+        shards=tuple(ShardEntry(**entry) for entry in document["shards"]),
+        facts=document["facts"],
+    )
+    if manifest.key != document["key"]:
+        raise ValueError(f"{url}/{MANIFEST} was altered: its key is not the hash of its spec; make it again")
+    return manifest
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """Arrow IPC file bytes, the same for the same table."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())
+
+
+def write_shard(url: str, name: str, table: pa.Table, split: str = "") -> ShardEntry:
+    """Writes a shard and then its commit record, both atomically."""
+    data = encode_table(table)
+    entry = ShardEntry(
+        name=name, rows=table.num_rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), split=split
+    )
+    storage.write_bytes(storage.join(url, "shards", f"{name}.arrow"), data)
+    storage.write_bytes(storage.join(url, "shards", f"{name}.json"), json.dumps(asdict(entry)).encode())
+    return entry
+
+
+def committed_shards(url: str) -> dict[str, ShardEntry]:
+    """The shards below `url` that were finished, by name; also those that no manifest lists yet."""
+    files = storage.list_files(storage.join(url, "shards"))
+    names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
+    entries = (read_commit_record(url, name) for name in names if f"{name}.arrow" in set(files))
+    return {entry.name: entry for entry in entries}
+
+
+def read_commit_record(url: str, name: str) -> ShardEntry:
+    return ShardEntry(**json.loads(storage.read_bytes(storage.join(url, "shards", f"{name}.json"))))
+
+
+def shard_url(url: str, entry: ShardEntry) -> str:
+    return storage.join(url, "shards", f"{entry.name}.arrow")
+
+
+def read_shard(url: str, entry: ShardEntry) -> pa.Table:
+    """A shard's table, after its checksum was verified.
+
+    Raises:
+        ValueError: if the bytes are not those that were committed.
+    """
+    data = storage.read_bytes(shard_url(url, entry))
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise ValueError(
+            f"{shard_url(url, entry)} is damaged: its SHA-256 is not the committed {entry.sha256[:12]}...; "
+            "delete its .json beside it and run the job that wrote it again"
+        )
+    return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+
+
+def verify(url: str, shards: Iterable[ShardEntry]) -> list[str]:
+    """The names of the shards whose bytes are missing or not those that were committed."""
+    damaged = []
+    for entry in shards:
+        try:
+            read_shard(url, entry)
+        except (ValueError, FileNotFoundError):
+            damaged.append(entry.name)
+    return damaged

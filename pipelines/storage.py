@@ -1,0 +1,137 @@
+"""The one seam to fsspec: every other module reads and writes URLs through these functions.
+
+A plain path means `file://`. Object stores are reached with the standard credential chain of their
+fsspec implementation; transient failures are retried with exponential backoff.
+"""
+
+import os
+import posixpath
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+RETRY_ATTEMPTS = 8
+# Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
+PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, PERMANENT_ERRORS) and error.errno not in {28, 30}
+
+
+_with_retries = retry(
+    retry=retry_if_exception(_is_transient),
+    stop=stop_after_attempt(RETRY_ATTEMPTS),
+    wait=wait_random_exponential(multiplier=0.2, max=20),
+    reraise=True,
+)
+
+
+def resolve(url: str) -> str:
+    """The absolute form of a URL: local paths become absolute without a scheme, others lose a trailing slash."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return str(Path(url).expanduser().absolute())
+    return str(Path(rest).absolute()) if scheme == "file" else url.rstrip("/")
+
+
+def is_local(url: str) -> bool:
+    return "://" not in resolve(url)
+
+
+def join(url: str, *parts: str) -> str:
+    """`url/part/part`; a part that would climb out of `url` is a ValueError."""
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise ValueError(f"the name {part!r} leaves its folder {url}; names must be relative and without '..'")
+    return posixpath.join(resolve(url), *parts)
+
+
+def name_of(url: str) -> str:
+    return posixpath.basename(resolve(url))
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path inside it.
+
+    Raises:
+        ValueError: if no installed package knows the scheme.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(resolve(url))
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{url} cannot be opened ({error}); use a path, s3://, or another scheme fsspec knows"
+        ) from None
+    return filesystem, path
+
+
+@_with_retries
+def read_bytes(url: str) -> bytes:
+    filesystem, path = open_filesystem(url)
+    data: bytes = filesystem.cat_file(path)
+    return data
+
+
+@_with_retries
+def write_bytes(url: str, data: bytes) -> None:
+    """Writes a whole object atomically: readers see the old one or the new one, never a part."""
+    filesystem, path = open_filesystem(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@_with_retries
+def exists(url: str) -> bool:
+    filesystem, path = open_filesystem(url)
+    filesystem.invalidate_cache()
+    return bool(filesystem.exists(path))
+
+
+@_with_retries
+def list_files(url: str) -> list[str]:
+    """All files below a folder, sorted, as paths relative to it; a missing folder has none."""
+    filesystem, root = open_filesystem(url)
+    filesystem.invalidate_cache()
+    root = root.rstrip("/")
+    files = filesystem.find(root) if filesystem.exists(root) else []
+    return sorted(path[len(root) + 1 :] for path in files if path.startswith(root + "/"))
+
+
+@_with_retries
+def delete(url: str) -> None:
+    """Removes one file; one that is not there is no error."""
+    filesystem, path = open_filesystem(url)
+    if filesystem.exists(path):
+        filesystem.rm_file(path)
+
+
+def check_writable(url: str) -> None:
+    """Fails early and clearly when an output URL cannot be written.
+
+    Raises:
+        ValueError: naming the URL and the reason.
+    """
+    probe = join(url, f".write-probe-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except OSError as error:
+        raise ValueError(f"output {url} cannot be written ({error}); choose another or mend its permissions") from None

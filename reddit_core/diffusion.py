@@ -1,0 +1,91 @@
+"""The algebra between `x_0`, `eps`, `z_t` and one DDIM step; float64 around the network's own dtype.
+
+Levels are `sqrt_alpha_bar` values of shape [B], written `a_t`; `sigma = sqrt(1 - a^2)`.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from reddit_core.schedule import sigma_of
+from reddit_core.unet import Prediction, UNet
+
+
+class Estimate(NamedTuple):
+    """What a network says of a noisy image: its clean image and its noise, [B, 3, H, W], float64."""
+
+    x_0: Float64[Tensor, "b 3 h w"]
+    eps: Float64[Tensor, "b 3 h w"]
+
+
+def per_image(level: Float[Tensor, " b"]) -> Float64[Tensor, "b 1 1 1"]:
+    """Shapes a level so that it multiplies images, in float64."""
+    return level.double()[:, None, None, None]
+
+
+def add_noise(
+    x_0: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+) -> Float64[Tensor, "b 3 h w"]:
+    """`z_t = a_t x_0 + sigma_t eps` (paper eq. 1)."""
+    a = per_image(sqrt_alpha_bar)
+    return a * x_0.double() + sigma_of(a) * eps.double()
+
+
+def x_0_from_eps(z: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
+    """Inverts `add_noise` for the clean image."""
+    a = per_image(sqrt_alpha_bar)
+    return (z.double() - sigma_of(a) * eps.double()) / a
+
+
+def eps_from_x_0(z: Tensor, x_0: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
+    """Inverts `add_noise` for the noise; the level must not be exactly clean."""
+    a = per_image(sqrt_alpha_bar)
+    return (z.double() - a * x_0.double()) / sigma_of(a)
+
+
+def v_from(x_0: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
+    """`v = a eps - sigma x_0` (Salimans and Ho 2022, section 4)."""
+    a = per_image(sqrt_alpha_bar)
+    return a * eps.double() - sigma_of(a) * x_0.double()
+
+
+def interpret(output: Tensor, z: Tensor, sqrt_alpha_bar: Float[Tensor, " b"], prediction: Prediction) -> Estimate:
+    """The `x_0` and `eps` that follow from a network's output of either kind."""
+    if prediction == "eps":
+        return Estimate(x_0_from_eps(z, output, sqrt_alpha_bar), output.double())
+    a = per_image(sqrt_alpha_bar)
+    sigma, v, z = sigma_of(a), output.double(), z.double()
+    return Estimate(a * z - sigma * v, sigma * z + a * v)
+
+
+def predict(
+    unet: UNet, low: Float[Tensor, "b 3 h w"], z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+) -> Estimate:
+    """Runs the network in its own dtype on a noisy image and interprets what it says."""
+    dtype = next(unet.parameters()).dtype
+    output = unet(z.to(dtype), low.to(dtype), sqrt_alpha_bar.to(dtype))
+    return interpret(output, z, sqrt_alpha_bar, unet.config.prediction)
+
+
+def ddim_step(x_0: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
+    """The deterministic step to a cleaner level (Song et al. 2021, eq. 12 with eta = 0)."""
+    return add_noise(x_0, eps, sqrt_alpha_bar)
+
+
+def solve_x_target(
+    z_t: Tensor, z_s: Tensor, a_t: Float[Tensor, " b"], a_s: Float[Tensor, " b"]
+) -> Float64[Tensor, "b 3 h w"]:
+    """The `x_target` for which one DDIM step from `z_t` at `a_t` lands exactly on `z_s` at `a_s`.
+
+    `x_target = (z_s - k z_t) / (a_s - k a_t)` with `k = sigma_s / sigma_t` (Salimans and Ho 2022,
+    appendix G; the paper's eq. 9).
+    """
+    k = sigma_of(per_image(a_s)) / sigma_of(per_image(a_t))
+    return (z_s.double() - k * z_t.double()) / (per_image(a_s) - k * per_image(a_t))
+
+
+def refinement_gain(a_t: Float[Tensor, " b"], a_s: Float[Tensor, " b"]) -> Float64[Tensor, "b 1 1 1"]:
+    """`d x_target / d w` per unit of `r - x_u`: `a_s / (a_s - k a_t)`."""
+    k = sigma_of(per_image(a_s)) / sigma_of(per_image(a_t))
+    return per_image(a_s) / (per_image(a_s) - k * per_image(a_t))

@@ -1,0 +1,84 @@
+"""The distillation loss, term by term and sample by sample (DESIGN section 2, step 6; paper eq. 11 to 13)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reddit_core.diffusion import Estimate, v_from
+from reddit_core.trajectory import Targets
+from reddit_core.unet import Prediction
+
+PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the terms beside the distillation term, whose weight is `distill`.
+
+    The authors' published weights are pixel 1.0 and perceptual 0.6.
+    """
+
+    distill: float = 1.0
+    pixel: float = 1.0
+    perceptual: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("distill", self.distill), ("pixel", self.pixel), ("perceptual", self.perceptual)):
+            if value < 0:
+                raise ValueError(f"loss weight {name} is {value}, but must not be negative; 0 leaves the term out")
+        if self.distill == self.pixel == self.perceptual == 0:
+            raise ValueError("every loss weight is 0, so nothing would be learned; set at least one above 0")
+
+
+def mse_per_sample(estimate: Tensor, target: Tensor) -> Float[Tensor, " b"]:
+    """Mean squared error over all but the first dimension, float32."""
+    return (estimate - target).square().flatten(1).mean(dim=1).float()
+
+
+def regression(estimate: Estimate, x: Tensor, eps: Tensor) -> Float[Tensor, " b"]:
+    """`max(mse(x), mse(eps))`: truncated-SNR weighting (Salimans and Ho 2022, section 4)."""
+    return torch.maximum(mse_per_sample(estimate.x_0, x), mse_per_sample(estimate.eps, eps))
+
+
+def distillation_terms(
+    estimate: Estimate,
+    targets: Targets,
+    x_0: Float[Tensor, "b 3 h w"],
+    eps: Float[Tensor, "b 3 h w"],
+    weights: LossWeights,
+    perceptual: PerceptualDistance | None = None,
+) -> dict[str, Float[Tensor, " b"]]:
+    """The terms of the loss per sample, unweighted: `distill`, `pixel` and `perceptual`; terms of weight 0 are left out.
+
+    Raises:
+        ValueError: if a perceptual weight is given without a backbone.
+    """
+    terms = {}
+    if weights.distill:
+        terms["distill"] = regression(estimate, targets.x, targets.eps)
+    if weights.pixel:
+        terms["pixel"] = regression(estimate, x_0.double(), eps.double())
+    if weights.perceptual:
+        if perceptual is None:
+            raise ValueError(
+                f"loss weight perceptual is {weights.perceptual}, but no LPIPS backbone was given; "
+                "give one with --lpips, or set the weight to 0"
+            )
+        terms["perceptual"] = perceptual(estimate.x_0.clamp(-1, 1).float(), x_0.float())
+    return terms
+
+
+def total(terms: dict[str, Float[Tensor, " b"]], weights: LossWeights) -> Float[Tensor, " b"]:
+    """The weighted sum of the terms, per sample."""
+    return torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum(dim=0)
+
+
+def teacher_loss(
+    output: Tensor, x_0: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"], prediction: Prediction
+) -> Float[Tensor, " b"]:
+    """Mean squared error of a teacher's own output, `eps` or `v`, per sample (Ho et al. 2020, eq. 14)."""
+    target = eps if prediction == "eps" else v_from(x_0, eps, sqrt_alpha_bar)
+    return mse_per_sample(output.float(), target.float())

@@ -1,0 +1,90 @@
+"""LPIPS (Zhang et al. 2018) over a VGG16 or AlexNet state dict that the user gives.
+
+No torchvision: the convolutions are rebuilt from the state dict's own `features.N.weight` names, with
+ReLU after each and max pooling where the architecture has it.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+Backbone = Literal["vgg", "alex"]
+
+# For each backbone: indices in `features` of the convolutions as (index, stride, padding), indices of
+# the poolings as (kernel, stride), and the convolutions after whose ReLU features are compared.
+VGG_CONVS = {i: (1, 1) for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+VGG_POOLS = {i: (2, 2) for i in (4, 9, 16, 23)}
+VGG_TAPS = (2, 7, 14, 21, 28)
+ALEX_CONVS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
+ALEX_POOLS = {2: (3, 2), 5: (3, 2)}
+ALEX_TAPS = (0, 3, 6, 8, 10)
+MEAN = (-0.030, -0.088, -0.188)
+STD = (0.458, 0.448, 0.450)
+
+
+class Lpips(nn.Module):
+    """The distance between images in [-1, 1]; with `lin*` weights the learned one, else channel means.
+
+    Args:
+        state: `features.N.weight` / `.bias` of VGG16 or AlexNet as torchvision names them, and
+            optionally `lin0.model.1.weight` to `lin4.model.1.weight` of the LPIPS release (v0.1).
+
+    Raises:
+        ValueError: if the state dict is of neither backbone.
+    """
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.backbone = backbone_of(state)
+        vgg = self.backbone == "vgg"
+        self.convs = VGG_CONVS if vgg else ALEX_CONVS
+        self.pools = VGG_POOLS if vgg else ALEX_POOLS
+        self.taps = VGG_TAPS if vgg else ALEX_TAPS
+        for index in self.convs:
+            self.register_buffer(f"weight_{index}", state[f"features.{index}.weight"].float())
+            self.register_buffer(f"bias_{index}", state[f"features.{index}.bias"].float())
+        for tap, index in enumerate(self.taps):
+            channels = state[f"features.{index}.weight"].shape[0]
+            uniform = torch.full((1, channels, 1, 1), 1 / channels)
+            self.register_buffer(f"lin_{tap}", state.get(f"lin{tap}.model.1.weight", uniform).float())
+        self.register_buffer("mean", torch.tensor(MEAN)[None, :, None, None])
+        self.register_buffer("std", torch.tensor(STD)[None, :, None, None])
+
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Activations at the taps, each normalised to unit length over channels."""
+        hidden, taken = (image - self.mean) / self.std, []
+        for index in sorted([*self.convs, *self.pools]):
+            if index in self.pools:
+                kernel, stride = self.pools[index]
+                hidden = functional.max_pool2d(hidden, kernel, stride)
+                continue
+            stride, padding = self.convs[index]
+            weight, bias = getattr(self, f"weight_{index}"), getattr(self, f"bias_{index}")
+            hidden = functional.relu(functional.conv2d(hidden, weight, bias, stride, padding))
+            if index in self.taps:
+                taken.append(hidden / (hidden.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+        return taken
+
+    def forward(self, estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        pairs = zip(self.features(estimate), self.features(normal), strict=True)
+        distances = [
+            ((one - other).square() * getattr(self, f"lin_{tap}")).sum(dim=1).mean(dim=(1, 2))
+            for tap, (one, other) in enumerate(pairs)
+        ]
+        return torch.stack(distances).sum(dim=0)
+
+
+def backbone_of(state: dict[str, Tensor]) -> Backbone:
+    """Which backbone a torchvision state dict holds, by its first and last convolutions."""
+    shape = tuple(state["features.0.weight"].shape) if "features.0.weight" in state else None
+    if shape == (64, 3, 3, 3) and "features.28.weight" in state:
+        return "vgg"
+    if shape == (64, 3, 11, 11) and "features.10.weight" in state:
+        return "alex"
+    raise ValueError(
+        "the LPIPS backbone is neither VGG16 nor AlexNet (features.0.weight has shape "
+        f"{shape}); give torchvision's vgg16 or alexnet state dict"
+    )

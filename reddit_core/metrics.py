@@ -1,0 +1,60 @@
+"""Image quality: PSNR, SSIM and sharpness, raw or after matching the ground truth's mean brightness.
+
+All take `estimate` and `normal` as [B, 3, H, W] in [0, 1] and return one value per image.
+"""
+
+import torch
+from jaxtyping import Float
+from kornia.filters import laplacian
+from kornia.metrics import ssim as kornia_ssim
+from torch import Tensor
+
+from reddit_core.retinex import gray
+
+SSIM_WINDOW = 11
+
+
+def match_mean(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """GT-mean protocol: scales the estimate to the ground truth's mean luma, then clips to [0, 1].
+
+    This uses the ground truth at test time (Zhang et al. 2019, KinD), so it is only ever reported
+    beside the raw figure.
+    """
+    ratio = gray(normal).mean(dim=(1, 2, 3)) / gray(estimate).mean(dim=(1, 2, 3)).clamp(min=1e-8)
+    return (estimate * ratio[:, None, None, None]).clamp(0, 1)
+
+
+def psnr(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio in dB for data range 1; infinite for equal images."""
+    mse = (estimate.double() - normal.double()).square().mean(dim=(1, 2, 3))
+    return (-10 * torch.log10(mse)).float()
+
+
+def ssim(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity with the 11 x 11 Gaussian window of sigma 1.5 (Wang et al. 2004), mean over RGB.
+
+    Windows that would leave the image are not counted; images smaller than the window raise a ValueError.
+    """
+    if min(estimate.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, not {tuple(estimate.shape[-2:])}")
+    similarity: Tensor = kornia_ssim(estimate.double(), normal.double(), SSIM_WINDOW, padding="valid")
+    return similarity.mean(dim=(1, 2, 3)).float()
+
+
+def sharpness(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Laplacian energy of the luma relative to the ground truth's: 1 is right, below is blur, above is noise."""
+    energy, reference = (laplacian(gray(image), 3).square().mean(dim=(1, 2, 3)) for image in (estimate, normal))
+    ratio: Tensor = energy / reference.clamp(min=1e-12)
+    return ratio
+
+
+def quality(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
+    """Every metric under its report name: raw, and `_gt_mean` after `match_mean`."""
+    matched = match_mean(estimate, normal)
+    return {
+        "psnr": psnr(estimate, normal),
+        "psnr_gt_mean": psnr(matched, normal),
+        "ssim": ssim(estimate, normal),
+        "ssim_gt_mean": ssim(matched, normal),
+        "sharpness": sharpness(estimate, normal),
+    }

@@ -1,0 +1,114 @@
+"""One distillation segment: two teacher steps t -> u -> s, their refinement, and the student's target.
+
+A segment is three neighbouring nodes t > u > s of the teacher's N-step grid with s even; the student,
+on N/2 steps, goes from t to s at once (DESIGN notation; Salimans and Ho 2022, algorithm 2).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from reddit_core.diffusion import (
+    Estimate,
+    add_noise,
+    ddim_step,
+    eps_from_x_0,
+    per_image,
+    refinement_gain,
+    solve_x_target,
+)
+from reddit_core.schedule import LevelDraw, NoiseSchedule
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Estimate]
+"""Maps (low, z, sqrt_alpha_bar) to the network's estimate of `x_0` and `eps`."""
+
+
+class Levels(NamedTuple):
+    """`sqrt_alpha_bar` at the three nodes of each sample's segment."""
+
+    a_t: Float64[Tensor, " b"]
+    a_u: Float64[Tensor, " b"]
+    a_s: Float64[Tensor, " b"]
+
+
+class Segment(NamedTuple):
+    """Every intermediate of two teacher steps; images float64, not clipped."""
+
+    z_t: Float64[Tensor, "b 3 h w"]
+    x_t: Float64[Tensor, "b 3 h w"]
+    z_u: Float64[Tensor, "b 3 h w"]
+    eps_u: Float64[Tensor, "b 3 h w"]
+    x_u: Float64[Tensor, "b 3 h w"]
+    z_s: Float64[Tensor, "b 3 h w"]
+
+
+class Targets(NamedTuple):
+    """What the student regresses on: the pair of `x` and `eps` that one step to `z_s'` needs."""
+
+    x: Float64[Tensor, "b 3 h w"]
+    eps: Float64[Tensor, "b 3 h w"]
+
+
+def draw_nodes(batch: int, num_nodes: int, generator: torch.Generator | None) -> Int[Tensor, "b 3"]:
+    """Uniformly drawn segments (t, u, s) of the N-step grid, s even.
+
+    Raises:
+        ValueError: if the grid has an odd number of steps or fewer than two.
+    """
+    if num_nodes < 2 or num_nodes % 2:
+        raise ValueError(f"a teacher grid of {num_nodes} steps cannot be halved; it must be even, such as 16, 8, 4, 2")
+    s = 2 * torch.randint(num_nodes // 2, (batch,), generator=generator)
+    return torch.stack([s + 2, s + 1, s], dim=1)
+
+
+def draw_segment_levels(
+    schedule: NoiseSchedule,
+    nodes: Int[Tensor, "b 3"],
+    num_nodes: int,
+    draw: LevelDraw,
+    generator: torch.Generator | None,
+) -> Levels:
+    """The three levels of each segment, by `NoiseSchedule.draw_levels`."""
+    a_t, a_u, a_s = schedule.draw_levels(nodes, num_nodes, draw, generator).unbind(dim=1)
+    return Levels(a_t, a_u, a_s)
+
+
+def teacher_segment(
+    denoise: Denoiser,
+    low: Float[Tensor, "b 3 h w"],
+    x_0: Float[Tensor, "b 3 h w"],
+    eps: Float[Tensor, "b 3 h w"],
+    levels: Levels,
+) -> Segment:
+    """Two DDIM steps of the teacher from the forward process at t (paper eq. 8)."""
+    z_t = add_noise(x_0, eps, levels.a_t)
+    x_t, eps_t = denoise(low, z_t, levels.a_t)
+    z_u = ddim_step(x_t, eps_t, levels.a_u)
+    x_u, eps_u = denoise(low, z_u, levels.a_u)
+    z_s = ddim_step(x_u, eps_u, levels.a_s)
+    return Segment(z_t, x_t, z_u, eps_u, x_u, z_s)
+
+
+def refine(z_s: Tensor, x_u: Tensor, reflectance: Tensor, a_s: Tensor, weight: float) -> Float64[Tensor, "b 3 h w"]:
+    """`z_s' = z_s + w a_s (r - x_u)`: the end of the segment pulled to the reflectance (paper eq. 10)."""
+    return z_s.double() + weight * per_image(a_s) * (reflectance.double() - x_u.double())
+
+
+def unrefined_x_target(segment: Segment, levels: Levels) -> Float64[Tensor, "b 3 h w"]:
+    """`x_target(0)`: the target before any refinement, which is what a cache stores."""
+    return solve_x_target(segment.z_t, segment.z_s, levels.a_t, levels.a_s)
+
+
+def refined_targets(
+    z_t: Tensor, x_u: Tensor, x_target_0: Tensor, reflectance: Tensor, levels: Levels, weight: float
+) -> Targets:
+    """The targets at refinement weight w, from quantities that do not depend on w.
+
+    `x_target(w) = x_target(0) + w a_s / (a_s - k a_t) (r - x_u)`, and `eps_target` from `z_t`.
+    """
+    gain = refinement_gain(levels.a_t, levels.a_s)
+    x_target = x_target_0.double() + weight * gain * (reflectance.double() - x_u.double())
+    return Targets(x_target, eps_from_x_0(z_t, x_target, levels.a_t))
