@@ -22,8 +22,8 @@ from pipelines import cluster, presets, reporting
 from pipelines.reporting import Report
 
 USAGE_ERROR = 2
-# The lines and corners of the boxes that the flag parser draws around its errors.
-BOX = re.compile(r"[\u2500-\u257f]+")
+# The lines and corners of the boxes that the flag parser draws around its errors; dashes where stdout is not UTF-8.
+BOX = re.compile(r"[\u2500-\u257f]+|-{4,}")
 
 Config = TypeVar("Config")
 logger = logging.getLogger(__name__)
@@ -31,12 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job(Generic[Config]):
-    """A job's name, config class, what it would do, and how it is done; both return a report to show."""
+    """A job's name, config class, what it would do, and how it is done; both return a report to show.
+
+    A local Ray has its dashboard only where `dashboard` says so.
+    """
 
     name: str
     config: type[Config]
     plan: Callable[[Config], Report]
     run: Callable[[Config], Report]
+    dashboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
     try:
         sources, flags = take_sources(list(sys.argv[1:] if argv is None else argv))
         config = parse(job, sources, flags)
-        cluster.start_ray()
+        cluster.start_ray(dashboard=job.dashboard)
         reporting.show(job.plan(config) if sources.dry_run else job.run(config))
     except (ValueError, OSError) as error:
         logger.debug("the job failed", exc_info=True)

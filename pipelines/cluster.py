@@ -2,8 +2,11 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
+
+from pipelines.config_parts import ComputeConfig
 
 MIN_LOGICAL_CPUS = 4
 # Ray Data and Ray Train report progress through our own lines instead (see RAY notes in infra/README.md).
@@ -16,21 +19,24 @@ QUIET = {
 }
 
 
-def start_ray() -> None:
+def start_ray(*, dashboard: bool = False) -> None:
     """Connects to the cluster of `RAY_ADDRESS` (set inside `ray job submit`), else starts a local one.
 
-    A local cluster has at least four logical CPUs, because Ray Data and Ray Train starve each other on two.
+    A local cluster has at least four logical CPUs, because Ray Data and Ray Train starve each other on
+    two. Its `dashboard`, on loopback, costs seconds; sweeps need it to take back what stopped trials held.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    variables = {"env_vars": {name: os.environ[name] for name in QUIET}}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=variables, logging_level=logging.ERROR)
-    else:
-        cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(num_cpus=cpus, runtime_env=variables, logging_level=logging.ERROR, include_dashboard=False)
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in QUIET}},
+        "logging_level": logging.ERROR,
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
+    ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -38,4 +44,10 @@ def start_ray() -> None:
 
 def num_gpus() -> int:
     """GPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("GPU", 0))
+
+
+def torch_threads(compute: ComputeConfig) -> int:
+    """CPU threads of one worker: what was asked for, else an equal share of this machine's cores."""
+    return compute.threads or max(1, (os.cpu_count() or 1) // compute.workers)

@@ -18,6 +18,7 @@ from pipelines.config_parts import (
     TrackingConfig,
     Trajectories,
     check_stages,
+    make_absolute,
     require,
 )
 from reddit_core.degrade import DegradeConfig
@@ -60,8 +61,11 @@ class IngestConfig:
     """The low-light model (layout degrade)."""
     degrade_seed: int = 0
     """Seed of the low-light model."""
+    against: str = ""
+    """URL of another pair dataset; pairs that occur in both are reported (LOLv1 and LOLv2-real overlap)."""
 
     def __post_init__(self) -> None:
+        make_absolute(self, "output", "source", "low", "normal", "splits", "against")
         require(
             bool(self.source) or (self.layout == "folders" and bool(self.low) and bool(self.normal)),
             "there is nothing to read: give --source URL, or --layout folders --low URL --normal URL",
@@ -98,6 +102,7 @@ class TeacherConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        make_absolute(self, "pairs", "output")
         require(
             self.crop > 0 and self.crop % self.unet.size_multiple == 0,
             f"crop is {self.crop}, but must be a positive multiple of the network's {self.unet.size_multiple}",
@@ -133,6 +138,7 @@ class PrecomputeConfig:
     """Only re-check every checksum of the caches that are there."""
 
     def __post_init__(self) -> None:
+        make_absolute(self, "pairs", "teacher", "output")
         check_stages(self.stages)
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}, but must be at least 1")
         require(self.records_per_shard >= 1, f"records_per_shard is {self.records_per_shard}, but must be at least 1")
@@ -171,6 +177,7 @@ class DistillConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        make_absolute(self, "cache", "teacher", "output", "pairs", "lpips")
         check_stages(self.stages)
         require(
             0 <= self.refine_weight <= 1,
@@ -217,6 +224,9 @@ class EvaluateConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        make_absolute(self, "pairs", "output", "lpips")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnhanceConfig:
@@ -244,6 +254,7 @@ class EnhanceConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        make_absolute(self, "source", "output", "weights")
         require(
             0 <= self.overlap < self.tile,
             f"overlap is {self.overlap}, but must be at least 0 and less than the tile's {self.tile}",
@@ -255,32 +266,40 @@ class TuneConfig:
     """Search over the reflectance and loss weights; every trial reads the one shared cache."""
 
     distill: DistillConfig
-    """What each trial runs, before its own values are put in."""
+    """What each trial runs, before its own values are put in; its output is where --then-distill distils to."""
     output: str
     """URL of the sweep."""
     trials: int = 16
-    """Trials in all."""
+    """Trials in all; a grid has as many as there are combinations."""
+    trial_steps: int = 0
+    """Optimizer steps per stage of a trial; 0 takes distill.optim.steps, the full length."""
     search: Literal["tpe", "random", "grid"] = "tpe"
-    """How values are chosen: Optuna's TPE, at random, or every combination of the listed values."""
-    space: tuple[str, ...] = (
-        "refine_weight=uniform(0,1)",
-        "loss.pixel=uniform(0,2)",
-        "optim.learning_rate=loguniform(1e-5,1e-3)",
-    )
-    """What is searched: dotted key of a distillation = uniform(a,b), loguniform(a,b) or choice(a,b,...)."""
+    """How values are chosen: Optuna's TPE, at random, or every combination of the choices."""
+    space: tuple[str, ...] = ()
+    """What is searched: KEY=uniform(a,b), loguniform(a,b) or choice(a,b,...), KEY being a dotted setting of distill;
+    empty means refine_weight, loss.pixel, optim.learning_rate, and loss.perceptual where a backbone is given."""
+    points: tuple[str, ...] = ()
+    """Points to try first, each KEY=VALUE,KEY=VALUE; the settings of distill themselves come before them."""
     metric: str = "psnr"
-    """Validation metric to maximize."""
+    """Validation metric of the last stage to maximize, or a sum such as psnr+10*ssim-5*sharpness_gap."""
     seed: int = 0
     """Seed of the search."""
     concurrent: int = 0
     """Trials at a time; 0 derives it from the cluster's resources."""
     asha: bool = True
     """Stop poor trials early (ASHA)."""
+    grace_steps: int = 0
+    """Steps, over all stages, before a trial may be stopped; 0 takes a ninth of the trial."""
     then_distill: bool = False
-    """Run the best configuration at full length afterwards."""
+    """Distil with the best values at full length afterwards, into distill.output."""
 
     def __post_init__(self) -> None:
+        make_absolute(self, "output")
         require(self.trials >= 1, f"trials is {self.trials}, but must be at least 1")
+        for name in ("trial_steps", "concurrent", "grace_steps"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, but must not be negative")
         require(
-            bool(self.space), "space is empty, so there is nothing to search; add --space 'refine_weight=uniform(0,1)'"
+            bool(self.distill.pairs) and self.distill.checkpoint.validate_every > 0,
+            "trials are compared on the validation split; give --distill.pairs URL and a "
+            "--distill.checkpoint.validate-every above 0",
         )

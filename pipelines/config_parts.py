@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from pipelines import storage
 from reddit_core.schedule import LevelDraw
 
 Split = Literal["train", "validation", "test"]
@@ -16,9 +16,9 @@ Trajectories = Literal["cache", "online", "stream"]
 IntList = Annotated[
     tuple[int, ...],
     PrimitiveConstructorSpec(
-        nargs=1,
+        nargs="*",  # a list in a TOML file becomes several words
         metavar="INT,INT,...",
-        instance_from_str=lambda args: tuple(int(part) for part in args[0].split(",") if part),
+        instance_from_str=lambda args: tuple(int(part) for word in args for part in word.split(",") if part),
         is_instance=lambda value: isinstance(value, tuple) and all(isinstance(part, int) for part in value),
         str_from_instance=lambda value: [",".join(str(part) for part in value)],
     ),
@@ -31,6 +31,13 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def make_absolute(config: object, *names: str) -> None:
+    """Resolves the URL fields of a config that is being made: workers run in folders of their own."""
+    for name in names:
+        if url := getattr(config, name):
+            object.__setattr__(config, name, storage.resolve(url))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where MLflow keeps what a job measures."""
@@ -41,6 +48,8 @@ class TrackingConfig:
     """Tracking URI; empty means MLFLOW_TRACKING_URI, else the embedded store runs/mlflow.db."""
     experiment: str = "reddit"
     """MLflow experiment that the run belongs to."""
+    model: str = "reddit-student"
+    """Registered model that a finished student becomes a version of; empty registers none."""
 
 
 @dataclass(frozen=True, kw_only=True)

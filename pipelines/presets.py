@@ -18,6 +18,7 @@ LOL_CPU_UNET: Settings = {**SMALL_UNET, "unet.base_channels": 32}
 PAPER_UNET: Settings = {
     "unet.base_channels": 64,
     "unet.channel_mults": (1, 1, 2, 2, 4),
+    "unet.attention_levels": (3,),  # 16 x 16 of the 128 pixels it was made for
     "unet.num_res_blocks": 2,
 }
 
@@ -34,18 +35,19 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         },
         "lol-cpu": {
             **LOL_CPU_UNET,
-            "crop": 64,
-            "optim.steps": 12000,
-            "optim.learning_rate": 1e-3,
+            "crop": 80,
+            "optim.steps": 3000,
+            "optim.batch_size": 8,
+            "optim.learning_rate": 6e-4,
             "optim.precision": "bf16",
             "checkpoint.every": 500,
-            "checkpoint.validate-every": 1500,
+            "checkpoint.validate-every": 1000,
         },
         "paper": {**PAPER_UNET, "crop": 96, "optim.steps": 500_000, "optim.precision": "bf16"},
     },
     "precompute": {
         "demo": {"segment.crop": 64, "segment.crops": 16, "precision": "bf16"},
-        "lol-cpu": {"segment.crop": 64, "segment.crops": 8, "precision": "bf16"},
+        "lol-cpu": {"segment.crop": 80, "segment.crops": 8, "precision": "bf16"},
     },
     "distill": {
         "demo": {
@@ -59,10 +61,11 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
             "checkpoint.validate-every": 100,
         },
         "lol-cpu": {
-            "segment.crop": 64,
+            "segment.crop": 80,
             "segment.crops": 8,
-            "optim.steps": 1500,
-            "optim.learning_rate": 3e-4,
+            "optim.steps": 800,
+            "optim.batch_size": 8,
+            "optim.learning_rate": 2e-4,
             "optim.precision": "bf16",
             "checkpoint.every": 250,
             "checkpoint.validate-every": 500,

@@ -125,6 +125,8 @@ def read_manifest(url: str, kind: str) -> Manifest:
     except FileNotFoundError:
         job = "jobs/ingest.py" if kind == "pairs" else "jobs/precompute.py"
         raise ValueError(f"{url} holds no finished {kind} ({MANIFEST} is missing); make it with {job}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{url}/{MANIFEST} is damaged ({error}); make it again") from None
     if document["kind"] != kind or document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
             f"{url} holds {document['kind']} of schema {document['schema_version']}, but {kind} of schema "

@@ -32,26 +32,40 @@ def add_noise(
     return a * x_0.double() + sigma_of(a) * eps.double()
 
 
-def x_0_from_eps(z: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
-    """Inverts `add_noise` for the clean image."""
+def x_0_from_eps(
+    z: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+) -> Float64[Tensor, "b 3 h w"]:
+    """Inverts `add_noise` for the clean image: `x_0 = (z - sigma eps) / a`."""
     a = per_image(sqrt_alpha_bar)
     return (z.double() - sigma_of(a) * eps.double()) / a
 
 
-def eps_from_x_0(z: Tensor, x_0: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
-    """Inverts `add_noise` for the noise; the level must not be exactly clean."""
+def eps_from_x_0(
+    z: Float[Tensor, "b 3 h w"], x_0: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+) -> Float64[Tensor, "b 3 h w"]:
+    """Inverts `add_noise` for the noise: `eps = (z - a x_0) / sigma`; the level must not be exactly clean."""
     a = per_image(sqrt_alpha_bar)
     return (z.double() - a * x_0.double()) / sigma_of(a)
 
 
-def v_from(x_0: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
+def v_from(
+    x_0: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+) -> Float64[Tensor, "b 3 h w"]:
     """`v = a eps - sigma x_0` (Salimans and Ho 2022, section 4)."""
     a = per_image(sqrt_alpha_bar)
     return a * eps.double() - sigma_of(a) * x_0.double()
 
 
-def interpret(output: Tensor, z: Tensor, sqrt_alpha_bar: Float[Tensor, " b"], prediction: Prediction) -> Estimate:
-    """The `x_0` and `eps` that follow from a network's output of either kind."""
+def interpret(
+    output: Float[Tensor, "b 3 h w"],
+    z: Float[Tensor, "b 3 h w"],
+    sqrt_alpha_bar: Float[Tensor, " b"],
+    prediction: Prediction,
+) -> Estimate:
+    """The `x_0` and `eps` that follow from a network's output of either kind.
+
+    From `v`: `x_0 = a z - sigma v` and `eps = sigma z + a v` (Salimans and Ho 2022, section 4).
+    """
     if prediction == "eps":
         return Estimate(x_0_from_eps(z, output, sqrt_alpha_bar), output.double())
     a = per_image(sqrt_alpha_bar)
@@ -68,13 +82,15 @@ def predict(
     return interpret(output, z, sqrt_alpha_bar, unet.config.prediction)
 
 
-def ddim_step(x_0: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"]) -> Float64[Tensor, "b 3 h w"]:
+def ddim_step(
+    x_0: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+) -> Float64[Tensor, "b 3 h w"]:
     """The deterministic step to a cleaner level (Song et al. 2021, eq. 12 with eta = 0)."""
     return add_noise(x_0, eps, sqrt_alpha_bar)
 
 
 def solve_x_target(
-    z_t: Tensor, z_s: Tensor, a_t: Float[Tensor, " b"], a_s: Float[Tensor, " b"]
+    z_t: Float[Tensor, "b 3 h w"], z_s: Float[Tensor, "b 3 h w"], a_t: Float[Tensor, " b"], a_s: Float[Tensor, " b"]
 ) -> Float64[Tensor, "b 3 h w"]:
     """The `x_target` for which one DDIM step from `z_t` at `a_t` lands exactly on `z_s` at `a_s`.
 

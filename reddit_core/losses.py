@@ -12,6 +12,7 @@ from reddit_core.trajectory import Targets
 from reddit_core.unet import Prediction
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
+"""Maps (estimate, normal), [B, 3, H, W] float32 in [-1, 1], to a distance per sample, [B]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,12 @@ class LossWeights:
             raise ValueError("every loss weight is 0, so nothing would be learned; set at least one above 0")
 
 
-def mse_per_sample(estimate: Tensor, target: Tensor) -> Float[Tensor, " b"]:
-    """Mean squared error over all but the first dimension, float32."""
+def mse_per_sample(estimate: Float[Tensor, " b *rest"], target: Float[Tensor, " b *rest"]) -> Float[Tensor, " b"]:
+    """Mean squared error over all but the first dimension, in the dtype of the inputs; returned as float32."""
     return (estimate - target).square().flatten(1).mean(dim=1).float()
 
 
-def regression(estimate: Estimate, x: Tensor, eps: Tensor) -> Float[Tensor, " b"]:
+def regression(estimate: Estimate, x: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """`max(mse(x), mse(eps))`: truncated-SNR weighting (Salimans and Ho 2022, section 4)."""
     return torch.maximum(mse_per_sample(estimate.x_0, x), mse_per_sample(estimate.eps, eps))
 
@@ -51,7 +52,7 @@ def distillation_terms(
     weights: LossWeights,
     perceptual: PerceptualDistance | None = None,
 ) -> dict[str, Float[Tensor, " b"]]:
-    """The terms of the loss per sample, unweighted: `distill`, `pixel` and `perceptual`; terms of weight 0 are left out.
+    """The terms of the loss per sample, unweighted, by the names of their weights; those of weight 0 are left out.
 
     Raises:
         ValueError: if a perceptual weight is given without a backbone.
@@ -77,7 +78,11 @@ def total(terms: dict[str, Float[Tensor, " b"]], weights: LossWeights) -> Float[
 
 
 def teacher_loss(
-    output: Tensor, x_0: Tensor, eps: Tensor, sqrt_alpha_bar: Float[Tensor, " b"], prediction: Prediction
+    output: Float[Tensor, "b 3 h w"],
+    x_0: Float[Tensor, "b 3 h w"],
+    eps: Float[Tensor, "b 3 h w"],
+    sqrt_alpha_bar: Float[Tensor, " b"],
+    prediction: Prediction,
 ) -> Float[Tensor, " b"]:
     """Mean squared error of a teacher's own output, `eps` or `v`, per sample (Ho et al. 2020, eq. 14)."""
     target = eps if prediction == "eps" else v_from(x_0, eps, sqrt_alpha_bar)

@@ -15,8 +15,8 @@ Backbone = Literal["vgg", "alex"]
 
 # For each backbone: indices in `features` of the convolutions as (index, stride, padding), indices of
 # the poolings as (kernel, stride), and the convolutions after whose ReLU features are compared.
-VGG_CONVS = {i: (1, 1) for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
-VGG_POOLS = {i: (2, 2) for i in (4, 9, 16, 23)}
+VGG_CONVS = dict.fromkeys((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (1, 1))
+VGG_POOLS = dict.fromkeys((4, 9, 16, 23), (2, 2))
 VGG_TAPS = (2, 7, 14, 21, 28)
 ALEX_CONVS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
 ALEX_POOLS = {2: (3, 2), 5: (3, 2)}
@@ -36,6 +36,9 @@ class Lpips(nn.Module):
         ValueError: if the state dict is of neither backbone.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         self.backbone = backbone_of(state)
@@ -54,7 +57,7 @@ class Lpips(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[None, :, None, None])
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Activations at the taps, each normalised to unit length over channels."""
+        """Activations at the taps, [B, C, H', W'], each normalized to unit length over channels (0 stays 0)."""
         hidden, taken = (image - self.mean) / self.std, []
         for index in sorted([*self.convs, *self.pools]):
             if index in self.pools:
@@ -65,10 +68,12 @@ class Lpips(nn.Module):
             weight, bias = getattr(self, f"weight_{index}"), getattr(self, f"bias_{index}")
             hidden = functional.relu(functional.conv2d(hidden, weight, bias, stride, padding))
             if index in self.taps:
-                taken.append(hidden / (hidden.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+                # Not hidden / sqrt(sum(hidden^2)): its gradient is NaN where ReLU left nothing of a pixel.
+                taken.append(functional.normalize(hidden, dim=1, eps=1e-10))
         return taken
 
     def forward(self, estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """The distance of each pair, at least 0 and 0 for equal images (Zhang et al. 2018, eq. 1)."""
         pairs = zip(self.features(estimate), self.features(normal), strict=True)
         distances = [
             ((one - other).square() * getattr(self, f"lin_{tap}")).sum(dim=1).mean(dim=(1, 2))

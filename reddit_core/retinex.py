@@ -37,7 +37,7 @@ class ReflectanceConfig:
 
 def gray(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Luma by ITU-R BT.601 weights."""
-    red, green, blue = image.split(1, dim=1)
+    red, green, blue = image[:, :1], image[:, 1:2], image[:, 2:]
     return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
 
 

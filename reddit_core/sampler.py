@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +17,24 @@ DdimMode = Literal["exact", "released"]
 def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, "b 3 h w"]:
     """Standard normal noise that depends on shape and seed alone (drawn on the CPU)."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sample_step(
+    unet: UNet,
+    low: Float[Tensor, "b 3 h w"],
+    z: Float[Tensor, "b 3 h w"],
+    schedule: NoiseSchedule,
+    t: int,
+    s: int,
+    mode: DdimMode = "exact",
+) -> Float64[Tensor, "b 3 h w"]:
+    """One step of `ddim_sample` from table index `t` to the cleaner `s`."""
+    released = mode == "released"
+    level = schedule.sqrt_alpha_bar[t].to(low.device).expand(len(low))
+    a_t, a_s = (schedule.sqrt_alpha_bar[k + released].to(low.device).expand(len(low)) for k in (t, s))
+    estimate = predict(unet, low, z, level)
+    x_0 = (x_0_from_eps(z, estimate.eps, a_t) if released else estimate.x_0).clamp(-1, 1)
+    return ddim_step(x_0, eps_from_x_0(z, x_0, a_t), a_s)
 
 
 def ddim_sample(
@@ -33,15 +51,10 @@ def ddim_sample(
     the coefficients one table entry further than the level that it gives the network, at both ends of a
     step, as the released code does.
     """
-    released = mode == "released"
     grid = schedule.grid(num_steps)
     z = noise.double()
     for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
-        level = schedule.sqrt_alpha_bar[t].to(low.device).expand(len(low))
-        a_t, a_s = (schedule.sqrt_alpha_bar[k + released].to(low.device).expand(len(low)) for k in (t, s))
-        estimate = predict(unet, low, z, level)
-        x_0 = (x_0_from_eps(z, estimate.eps, a_t) if released else estimate.x_0).clamp(-1, 1)
-        z = ddim_step(x_0, eps_from_x_0(z, x_0, a_t), a_s)
+        z = sample_step(unet, low, z, schedule, t, s, mode)
     return z.clamp(-1, 1).to(low.dtype)
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 LevelDraw = Literal["interval", "node", "released"]
@@ -43,6 +43,7 @@ class NoiseSchedule:
 
     @cached_property
     def sqrt_alpha_bar(self) -> Float64[Tensor, " table"]:
+        """The signal's share at each table index, falling from 1; what the network is given as its level."""
         return self.alpha_bar.sqrt()
 
     def grid(self, num_nodes: int) -> list[int]:
@@ -78,6 +79,6 @@ class NoiseSchedule:
         return level[nodes] + weight * (level[neighbour] - level[nodes])
 
 
-def sigma_of(sqrt_alpha_bar: Tensor) -> Tensor:
+def sigma_of(sqrt_alpha_bar: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """`sigma = sqrt(1 - a^2)`, exactly 0 at a = 1."""
     return (1 - sqrt_alpha_bar.square()).clamp(min=0).sqrt()

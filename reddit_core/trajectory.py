@@ -92,7 +92,13 @@ def teacher_segment(
     return Segment(z_t, x_t, z_u, eps_u, x_u, z_s)
 
 
-def refine(z_s: Tensor, x_u: Tensor, reflectance: Tensor, a_s: Tensor, weight: float) -> Float64[Tensor, "b 3 h w"]:
+def refine(
+    z_s: Float[Tensor, "b 3 h w"],
+    x_u: Float[Tensor, "b 3 h w"],
+    reflectance: Float[Tensor, "b 3 h w"],
+    a_s: Float[Tensor, " b"],
+    weight: float,
+) -> Float64[Tensor, "b 3 h w"]:
     """`z_s' = z_s + w a_s (r - x_u)`: the end of the segment pulled to the reflectance (paper eq. 10)."""
     return z_s.double() + weight * per_image(a_s) * (reflectance.double() - x_u.double())
 
@@ -103,7 +109,12 @@ def unrefined_x_target(segment: Segment, levels: Levels) -> Float64[Tensor, "b 3
 
 
 def refined_targets(
-    z_t: Tensor, x_u: Tensor, x_target_0: Tensor, reflectance: Tensor, levels: Levels, weight: float
+    z_t: Float[Tensor, "b 3 h w"],
+    x_u: Float[Tensor, "b 3 h w"],
+    x_target_0: Float[Tensor, "b 3 h w"],
+    reflectance: Float[Tensor, "b 3 h w"],
+    levels: Levels,
+    weight: float,
 ) -> Targets:
     """The targets at refinement weight w, from quantities that do not depend on w.
 

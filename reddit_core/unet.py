@@ -80,12 +80,14 @@ class LevelShift(nn.Module):
         super().__init__()
         self.noise_func = nn.Sequential(nn.Linear(embedding_channels, channels))
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
         shift: Tensor = self.noise_func(embedding)
         return features + shift[:, :, None, None]
 
 
 class NormActConv(nn.Module):
+    """GroupNorm, SiLU, dropout where wanted, and a 3 x 3 convolution; keeps H and W."""
+
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.block = nn.Sequential(
@@ -95,12 +97,14 @@ class NormActConv(nn.Module):
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
         result: Tensor = self.block(features)
         return result
 
 
 class ResBlock(nn.Module):
+    """Two `NormActConv` with the level's shift between them, beside a shortcut; keeps H and W."""
+
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.noise_func = LevelShift(config.base_channels, out_channels)
@@ -108,7 +112,7 @@ class ResBlock(nn.Module):
         self.block2 = NormActConv(out_channels, out_channels, config.norm_groups, config.dropout)
         self.res_conv = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
         hidden = self.noise_func(self.block1(features), embedding)
         result: Tensor = self.block2(hidden) + self.res_conv(features)
         return result
@@ -123,11 +127,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Conv2d(channels, channels * 3, 1, bias=False)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        height, width = features.shape[-2:]
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         query, key, value = self.qkv(self.norm(features)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
         attended = functional.scaled_dot_product_attention(query, key, value)
-        result: Tensor = features + self.out(attended[:, 0].transpose(1, 2).unflatten(2, (height, width)))
+        result: Tensor = features + self.out(attended[:, 0].transpose(1, 2).reshape(features.shape))
         return result
 
 
@@ -139,36 +142,33 @@ class Stage(nn.Module):
         self.res_block = ResBlock(in_channels, out_channels, config)
         self.attn = SelfAttention(out_channels, config.norm_groups) if attention else nn.Identity()
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
         result: Tensor = self.attn(self.res_block(features, embedding))
         return result
 
 
 class Downsample(nn.Module):
+    """Halves H and W by a convolution of stride 2."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         result: Tensor = self.conv(features)
         return result
 
 
 class Upsample(nn.Module):
+    """Doubles H and W by repetition and a convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         result: Tensor = self.conv(functional.interpolate(features, scale_factor=2.0, mode="nearest"))
         return result
-
-
-class InputConv(nn.Conv2d):
-    """The first convolution; takes the embedding only so that every stage is called alike."""
-
-    def forward(self, features: Tensor, embedding: Tensor | None = None) -> Tensor:
-        return super().forward(features)
 
 
 class UNet(nn.Module):
@@ -182,7 +182,7 @@ class UNet(nn.Module):
             LevelEncoding(base), nn.Linear(base, base * 4), nn.SiLU(), nn.Linear(base * 4, base)
         )
         last_level = len(config.channel_mults) - 1
-        downs: list[nn.Module] = [InputConv(6, base, 3, padding=1)]
+        downs: list[nn.Module] = [nn.Conv2d(6, base, 3, padding=1)]
         skips, channels = [base], base
         for level, mult in enumerate(config.channel_mults):
             for _ in range(config.num_res_blocks):
@@ -214,18 +214,36 @@ class UNet(nn.Module):
         low: Float[Tensor, "b 3 h w"],
         sqrt_alpha_bar: Float[Tensor, " b"],
     ) -> Float[Tensor, "b 3 h w"]:
-        """`z` and `low` in [-1, 1] (up to noise); H and W are multiples of `config.size_multiple`."""
+        """Maps the noisy `z` and the low-light image ([-1, 1]) at a level (1 is clean) to `config.prediction`.
+
+        Raises:
+            ValueError: if H or W is no multiple of `config.size_multiple`.
+        """
+        height, width = z.shape[-2:]
+        if height % self.config.size_multiple or width % self.config.size_multiple:
+            raise ValueError(
+                f"the image has {height} x {width} pixels, but the network needs multiples of "
+                f"{self.config.size_multiple}; crop to one, or go through sampler.enhance, which pads"
+            )
         embedding = self.noise_level_mlp(sqrt_alpha_bar)
         features = torch.cat([low, z], dim=1)
         skips = []
         for block in self.downs:
-            features = block(features, embedding)
+            features = block(features, embedding) if isinstance(block, Stage) else block(features)
             skips.append(features)
         for block in self.mid:
             features = block(features, embedding)
         for block in self.ups:
             if isinstance(block, Stage):
-                features = torch.cat([features, skips.pop()], dim=1)
-            features = block(features, embedding)
+                features = block(torch.cat([features, skips.pop()], dim=1), embedding)
+            else:
+                features = block(features)
         result: Tensor = self.final_conv(features)
         return result
+
+
+def use_channels_last(unet: UNet) -> None:
+    """Lays the convolutions' weights out for tensor cores where the network is on a GPU; no change elsewhere."""
+    for parameter in unet.parameters():
+        if parameter.is_cuda and parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

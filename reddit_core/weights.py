@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from reddit_core.unet import UNet, UNetConfig
 
 FORMAT = "reddit-unet-1"
 RELEASED_PREFIX = "denoise_fn."
+HEADER_ALIGNMENT = 8
 # In the released state dicts, but without effect on the output: a second embedding of the level in each
 # residual block, and a variance head.
 RELEASED_UNUSED = re.compile(r"(^var_conv\.|\.res_block\.mlp\.)")
@@ -40,7 +42,15 @@ def encode_unet(file: UNetFile, dtype: torch.dtype = torch.float32) -> bytes:
         "facts": json.dumps(dict(file.facts), sort_keys=True),
     }
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in file.unet.state_dict().items()}
-    return bytes(save(tensors, metadata))
+    return _with_sorted_header(save(tensors, metadata))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with a header in fixed order; the library writes metadata in a random one."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % HEADER_ALIGNMENT)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
@@ -49,8 +59,8 @@ def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
     Raises:
         ValueError: if the bytes are neither, or the tensors do not fit the network they describe.
     """
-    if data[:2] == b"PK" or data[:1] == b"\x80":
-        return _decode_released(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), norm_groups)
+    if data[:2] == b"PK" or data[:1] == b"\x80":  # torch's zip format, or the bare pickle before it
+        return _decode_released(_unpickle(data), norm_groups)
     try:
         tensors = load(data)
     except SafetensorError as error:
@@ -67,7 +77,11 @@ def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
     for name in ("channel_mults", "attention_levels"):
         config[name] = tuple(config[name])
     unet = UNet(UNetConfig(**config))
-    unet.load_state_dict({name: value.float() for name, value in tensors.items()})
+    missing, unexpected = _load(unet, {name: value.float() for name, value in tensors.items()})
+    if missing or unexpected:
+        raise ValueError(
+            _misfit(missing, unexpected, "the file was altered; write it again with train_teacher or distill")
+        )
     schedule = NoiseSchedule(**json.loads(metadata["schedule"]))
     return UNetFile(unet=unet.eval(), schedule=schedule, facts=json.loads(metadata["facts"]))
 
@@ -79,7 +93,38 @@ def read_metadata(data: bytes) -> dict[str, str]:
     return header.get("__metadata__", {})
 
 
-def _decode_released(state: Mapping[str, Tensor], norm_groups: int) -> UNetFile:
+def _unpickle(data: bytes) -> Mapping[str, Any]:
+    """A `.pth` state dict; `weights_only` refuses any pickle that would run code."""
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"the .pth file cannot be read ({reason}); give a whole one that holds tensors only") from None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the .pth file holds a {type(state).__name__}, but a state dict is needed; save one")
+    return state
+
+
+def _load(unet: UNet, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Loads what has the right name; returns the names that are missing, and those that are unknown."""
+    try:
+        missing, unexpected = unet.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # a shape differs
+        raise ValueError(
+            f"the tensors do not fit the network they describe ({' '.join(str(error).split())}); "
+            "give a file that nobody altered"
+        ) from None
+    return list(missing), list(unexpected)
+
+
+def _misfit(missing: list[str], unknown: list[str], remedy: str) -> str:
+    return (
+        f"the tensors do not fit the network they describe: {len(missing)} are missing {missing[:3]}, "
+        f"{len(unknown)} are unknown {unknown[:3]}; {remedy}"
+    )
+
+
+def _decode_released(state: Mapping[str, Any], norm_groups: int) -> UNetFile:
     network = {
         name.removeprefix(RELEASED_PREFIX): value for name, value in state.items() if name.startswith(RELEASED_PREFIX)
     }
@@ -89,24 +134,32 @@ def _decode_released(state: Mapping[str, Tensor], norm_groups: int) -> UNetFile:
             "generator; give the *_gen.pth file"
         )
     unet = UNet(infer_config(network, norm_groups))
-    missing, unexpected = unet.load_state_dict(network, strict=False)
+    missing, unexpected = _load(unet, network)
     foreign = [name for name in unexpected if not RELEASED_UNUSED.search(name)]
     if missing or foreign:
-        raise ValueError(
-            f"the state dict does not fit the network inferred from it: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(foreign)} unknown {foreign[:3]}; only the released SR3 U-Net is read"
-        )
+        raise ValueError(_misfit(missing, foreign, "of .pth files, only the released SR3 U-Net is read"))
     betas = state.get("betas")
     if betas is None:
         return UNetFile(unet=unet.eval())
+    return UNetFile(unet=unet.eval(), schedule=_schedule_of(betas))
+
+
+def _schedule_of(betas: Tensor) -> NoiseSchedule:
+    """The schedule whose table these betas give; float32 rounding is taken off the two ends."""
     schedule = NoiseSchedule(
         num_steps=len(betas) - 1, beta_start=round(float(betas[0]), 7), beta_end=round(float(betas[-1]), 7)
     )
-    return UNetFile(unet=unet.eval(), schedule=schedule)
+    linear = torch.linspace(schedule.beta_start, schedule.beta_end, len(betas), dtype=torch.float64)
+    if not torch.allclose(betas.double(), linear, rtol=1e-4, atol=0):
+        raise ValueError(
+            f"the betas of the state dict run from {betas[0]:.3g} to {betas[-1]:.3g}, but not along a line; "
+            "only weights of a linear noise schedule can be used"
+        )
+    return schedule
 
 
 def infer_config(network: Mapping[str, Tensor], norm_groups: int) -> UNetConfig:
-    """The shape of a released U-Net from the names and shapes of its tensors."""
+    """The shape of a released U-Net from the names and shapes of its tensors (without `denoise_fn.`)."""
     base = network["downs.0.weight"].shape[0]
     mults: list[int] = []
     attention: list[int] = []

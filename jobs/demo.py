@@ -1,0 +1,63 @@
+"""The whole pipeline on a handful of real photographs: the jobs' own command lines, one after the other."""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from jobs import distill, evaluate, ingest, precompute, train_teacher
+from jobs.cli import Job, main
+from pipelines import storage
+from pipelines.photographs import write_photographs
+from pipelines.teacher import WEIGHTS
+
+SHIPPED_TEACHER = "weights/demo-teacher.safetensors"
+STEPS = (8, 4, 2)
+
+
+def commands(output: str, teacher: str, *, train: bool) -> Iterator[tuple[Job[Any], str]]:
+    """The jobs of the demo with their flags, in order."""
+    pairs, cache, experiment = f"{output}/pairs", f"{output}/cache", "--tracking.experiment demo"
+    photographs = f"{output}/photographs"
+    yield (
+        ingest.JOB,
+        f"--layout degrade --source {photographs} --splits {photographs}-splits.csv --output {pairs}",
+    )
+    if train:
+        yield train_teacher.JOB, f"--preset demo --pairs {pairs} --output {output}/teacher {experiment}"
+    yield precompute.JOB, f"--preset demo --pairs {pairs} --teacher {teacher} --output {cache} --stages 16,8,4"
+    inputs = f"--preset demo --cache {cache} --teacher {teacher} --pairs {pairs} {experiment}"
+    yield distill.JOB, f"{inputs} --output {output}/distill --stages 16,8,4"
+    yield distill.JOB, f"{inputs} --output {output}/distill-w0 --stages 4 --refine-weight 0"
+    students = " ".join(f"student:{steps}={output}/distill/student-{steps}.safetensors" for steps in STEPS)
+    yield (
+        evaluate.JOB,
+        f"--pairs {pairs} --output {output} {experiment} --weights teacher:16={teacher} teacher:2={teacher} "
+        f"{students} student-w0:2={output}/distill-w0/student-2.safetensors",
+    )
+
+
+def demo(output: str = "runs/demo", from_scratch: bool = False) -> None:
+    """Runs the whole pipeline on photographs that come with scikit-image, darkened by a physical model.
+
+    Args:
+        output: Folder of everything that the demo makes.
+        from_scratch: Train the teacher instead of taking the one that is shipped.
+    """
+    console, started = Console(highlight=False), time.perf_counter()
+    teacher = f"{output}/teacher/{WEIGHTS}" if from_scratch else SHIPPED_TEACHER
+    write_photographs(f"{output}/photographs")
+    for job, flags in commands(output, teacher, train=from_scratch):
+        console.print(f"\n[bold]$ python jobs/{job.name}.py {flags}[/bold]", soft_wrap=True)
+        main(job, shlex.split(flags))
+    console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes.")
+    console.print(f"Input, teacher, student at 2 steps, ground truth: {storage.join(output, 'before_after.png')}")
+    console.print("The runs in MLflow: make ui, then http://127.0.0.1:5000")
+
+
+if __name__ == "__main__":
+    tyro.cli(demo, args=sys.argv[1:])

@@ -1,0 +1,10 @@
+"""Turn image pairs at any URL into pair shards, split by scene."""
+
+from jobs.cli import Job, main
+from pipelines.config import IngestConfig
+from pipelines.pairs import ingest, plan_ingest
+
+JOB = Job("ingest", IngestConfig, plan_ingest, ingest)
+
+if __name__ == "__main__":
+    main(JOB)

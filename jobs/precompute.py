@@ -1,0 +1,10 @@
+"""Run the teacher once over the pairs and cache its trajectories."""
+
+from jobs.cli import Job, main
+from pipelines.config import PrecomputeConfig
+from pipelines.trajectories import plan_precompute, precompute
+
+JOB = Job("precompute", PrecomputeConfig, plan_precompute, precompute)
+
+if __name__ == "__main__":
+    main(JOB)

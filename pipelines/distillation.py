@@ -1,0 +1,193 @@
+"""Distilling the teacher into few-step students: one training stage for each halving of the steps."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines import reporting, runs, storage
+from pipelines.caches import CachedRecords, OnlineRecords, find_cache, online_shards
+from pipelines.config import DistillConfig
+from pipelines.order import Order
+from pipelines.records import levels_of, to_images
+from pipelines.reporting import Report
+from pipelines.stream import Stage, Stream
+from pipelines.tracking import RunHandle
+from pipelines.training import Batch, Loop, Network, check_workers
+from pipelines.trajectories import teacher_targets
+from pipelines.validation import ValidationImages
+from pipelines.weights import load_unet, save_unet
+from reddit_core.diffusion import add_noise, interpret
+from reddit_core.losses import distillation_terms, total
+from reddit_core.lpips import Lpips
+from reddit_core.retinex import reflectance
+from reddit_core.trajectory import refined_targets
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+
+def sha256_of(url: str) -> str:
+    return hashlib.sha256(storage.read_bytes(url)).hexdigest()
+
+
+def student_name(stage: int) -> str:
+    """The weights that the stage of a `stage`-step teacher leaves: a student of half its steps."""
+    return f"student-{stage // 2}.safetensors"
+
+
+@dataclass
+class DistillObjective:
+    """The refined-trajectory loss (paper eq. 11 to 13) of each stage's student."""
+
+    config: DistillConfig
+    validation: ValidationImages | None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(f"{stage}-to-{stage // 2}" for stage in self.config.stages)
+
+    @cached_property
+    def teacher_file(self) -> UNetFile:
+        return load_unet(self.config.teacher, self.config.norm_groups)
+
+    @cached_property
+    def lpips(self) -> Lpips | None:
+        return load_lpips(self.config.lpips) if self.config.loss.perceptual else None
+
+    def begin(self, stage: int, device: torch.device) -> UNet:
+        teacher = self.stage_teacher(stage)
+        self.teacher = teacher.to(device).eval()
+        if self.lpips:
+            self.lpips.to(device)
+        student = UNet(teacher.config).to(device)
+        student.load_state_dict(self.teacher_file.unet.state_dict())
+        return student
+
+    def stage_teacher(self, stage: int) -> UNet:
+        """The original teacher; when progressive, the previous stage's student."""
+        if not self.config.progressive or stage == 0:
+            return self.teacher_file.unet
+        return load_unet(storage.join(self.config.output, student_name(self.config.stages[stage - 1]))).unet
+
+    def terms(
+        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
+    ) -> dict[str, Tensor]:
+        low, x_0 = to_images(batch["low"], device), to_images(batch["normal"], device)
+        eps, levels = torch.tensor(batch["eps"], device=device), levels_of(batch, device)
+        z_t = add_noise(x_0, eps, levels.a_t)
+        if "x_target_0" in batch:
+            x_u, x_target_0 = (torch.tensor(batch[name], device=device) for name in ("x_u", "x_target_0"))
+        else:
+            segment, x_target_0 = teacher_targets(self.teacher, batch, self.config.optim.precision)
+            x_u = segment.x_u
+        low_reflectance = reflectance(low, self.config.reflectance)
+        targets = refined_targets(z_t, x_u, x_target_0, low_reflectance, levels, self.config.refine_weight)
+        output = network(z_t, low, levels.a_t)
+        estimate = interpret(output, z_t, levels.a_t, self.teacher.config.prediction)
+        terms = distillation_terms(estimate, targets, x_0, eps, self.config.loss, self.lpips)
+        return {"loss": total(terms, self.config.loss), **terms}
+
+    def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        if self.validation is None:
+            return {}, None
+        return self.validation.judge(unet, self.teacher_file.schedule, self.config.stages[stage] // 2)
+
+    def finish(self, stage: int, unet: UNet, metrics: Mapping[str, float]) -> None:
+        num_steps = self.config.stages[stage] // 2
+        facts = {
+            "role": "student",
+            "num_steps": num_steps,
+            "teacher_sha256": sha256_of(self.config.teacher),
+            "config": runs.facts_of(self.config),
+            "validation": dict(metrics),
+        }
+        file = UNetFile(unet=unet, schedule=self.teacher_file.schedule, facts=facts)
+        save_unet(storage.join(self.config.output, student_name(self.config.stages[stage])), file)
+
+
+def load_lpips(url: str) -> Lpips:
+    """The perceptual distance over the backbone at a URL, read without pickle."""
+    return Lpips(storage.read_tensors(url))
+
+
+def make_stream(config: DistillConfig) -> Stream:
+    """The records of all stages, from their caches or straight from the pairs.
+
+    Raises:
+        ValueError: if a stage's cache is missing, or was made with other settings; each is named.
+    """
+    teacher = load_unet(config.teacher, config.norm_groups)
+    sha256 = sha256_of(config.teacher)
+    stages = []
+    for stage in config.stages:
+        if config.trajectories == "cache":
+            url, manifest = find_cache(config.cache, stage, sha256, config.segment)
+            rows, load = tuple(entry.rows for entry in manifest.shards), CachedRecords(url, manifest.shards)
+            stages.append(Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load))
+            continue
+        plan = online_shards(config.pairs, config.segment)
+        online = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, stage)
+        order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
+        stages.append(Stage(order=order, load=online))
+    return Stream(stages=stages, steps=config.optim.steps, batch_size=config.optim.batch_size)
+
+
+def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
+    """Distils every stage, or goes on where an earlier run under the same output stopped.
+
+    Raises:
+        ValueError: if the cache, teacher, pairs or output cannot be used together, before anything is spent.
+    """
+    names = [student_name(stage) for stage in config.stages]
+    check_workers(config.optim, config.compute)
+    stream = make_stream(config)
+    runs.record_config(config.output, config)
+    if runs.finished(config.output, names):
+        return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
+    with runs.tracked_run(config.tracking, config.output, config, job="distill", parent=parent) as run:
+        runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
+    report = Report(
+        title="Students",
+        rows=student_rows(config),
+        facts={"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight},
+        url=config.output,
+    )
+    reporting.save(report)
+    return report
+
+
+def make_loop(config: DistillConfig, run: RunHandle) -> Loop:
+    validation = ValidationImages(config.pairs, config.checkpoint) if config.pairs else None
+    objective = DistillObjective(config, validation)
+    return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
+
+
+def student_rows(config: DistillConfig) -> list[reporting.Row]:
+    """What each stage left, with its last validation."""
+    rows: list[reporting.Row] = []
+    for stage in config.stages:
+        url = storage.join(config.output, student_name(stage))
+        facts = load_unet(url).facts
+        rows.append({"steps": facts["num_steps"], **facts["validation"], "weights": url})
+    return rows
+
+
+def plan_distill(config: DistillConfig) -> Report:
+    """What each stage would be trained on."""
+    check_workers(config.optim, config.compute)
+    stream = make_stream(config)
+    rows = [
+        {
+            "stage": f"{stage} -> {stage // 2}",
+            "records": part.order.num_records,
+            "steps": config.optim.steps,
+            "epochs": config.optim.steps * config.optim.batch_size / part.order.num_records,
+        }
+        for stage, part in zip(config.stages, stream.stages, strict=True)
+    ]
+    return Report(title="Plan of distill", rows=rows, facts={"from_step": runs.latest_step(config.output)})

@@ -1,0 +1,50 @@
+"""The card of a registered student: what it is, what it was made from, how good it is, and under which licence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.reporting import format_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a reader needs to judge a student.
+
+    Attributes:
+        steps: sampling steps that it was distilled for.
+        data: name or URL of the training pairs.
+        licence: licence of the data; empty when it is not known.
+        metrics: equal-keyed rows of validation figures, raw and GT-mean side by side.
+        facts: further lines, such as cache key, teacher and refinement weight.
+    """
+
+    steps: int
+    data: str
+    licence: str = ""
+    metrics: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """The card as Markdown."""
+        lines = [
+            "# Few-step low-light enhancement",
+            "",
+            f"A student for {self.steps} DDIM steps, distilled from a diffusion teacher as in ReDDiT "
+            "(Lan et al., Efficient Diffusion as Low Light Enhancer, CVPR 2025, arXiv 2410.12346).",
+            "",
+            "- input and output: sRGB photographs, uint8 [N, H, W, 3]; any height and width",
+            f"- training data: {self.data}",
+            f"- licence of the data: {self.licence or 'not known; ask the owner of the data before you publish'}",
+            *(f"- {name}: {format_value(value)}" for name, value in self.facts.items()),
+        ]
+        if self.metrics:
+            names = list(self.metrics[0])
+            lines += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+            lines += ["| " + " | ".join(format_value(row[name]) for name in names) + " |" for row in self.metrics]
+            lines += [
+                "",
+                "`psnr` and `ssim` are raw; `_gt_mean` matches the mean brightness to the ground truth's first, "
+                "which flatters. `sharpness` is Laplacian energy relative to the ground truth's; 1 is right.",
+            ]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,50 @@
+"""The index of a pair dataset: which pairs it holds, in which split, scene and shard; small beside the shards."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from pipelines import shards, storage
+from pipelines.shards import Manifest
+
+INDEX = "index.arrow"
+INDEX_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("pair_id", "split", "scene", "shard", "sha256", "normal_sha256", "layout_scene")]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRow:
+    """One pair of a dataset.
+
+    Attributes:
+        pair_id, split: as in its shard.
+        scene: pairs of one scene are in one split.
+        shard: name of the shard that holds it.
+        sha256: of the pixels of both images, as in the shard.
+        normal_sha256: of the normal image's pixels.
+        layout_scene: the scene that the layout knows, else empty.
+    """
+
+    pair_id: str
+    split: str
+    scene: str
+    shard: str
+    sha256: str
+    normal_sha256: str
+    layout_scene: str
+
+
+def read_index(url: str, manifest: Manifest) -> dict[str, IndexRow]:
+    """The pairs of a finished dataset by `pair_id`; those of shards that its manifest does not list are not in it."""
+    data = storage.read_bytes(storage.join(url, INDEX))
+    listed = {entry.name for entry in manifest.shards}
+    rows = (IndexRow(**row) for row in pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist())
+    return {row.pair_id: row for row in rows if row.shard in listed}
+
+
+def write_index(url: str, rows: Iterable[IndexRow]) -> None:
+    ordered = sorted(rows, key=lambda row: row.pair_id)
+    table = pa.Table.from_pylist([asdict(row) for row in ordered], schema=INDEX_SCHEMA)
+    storage.write_bytes(storage.join(url, INDEX), shards.encode_table(table))

@@ -1,0 +1,231 @@
+"""What one Ray task of ingest does: survey normal images, or write one shard of pairs.
+
+Every image is decoded once: the survey decodes the normal images, since splits need to know which pairs share
+one, and the shard's task the low ones. The bytes that go into a shard are those that were surveyed, by checksum.
+Both tasks write what they found before they return it, so that a job that was killed reads it back.
+"""
+
+import hashlib
+import json
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from PIL import Image
+from rich.console import Console
+
+from pipelines import images, shards, storage
+from reddit_core.degrade import DegradeConfig, degrade
+
+READERS = 8
+PROGRESS_EVERY_S = 10.0
+# Notes of an unfinished job, beside its shards.
+SURVEY, PIECES = "survey", "pieces"
+UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """A pair after its normal image was read.
+
+    Attributes:
+        pair_id, low, normal: as in `PairSource`.
+        file_sha256, file_bytes: of the normal image's file.
+        normal_sha256: of its pixels (`images.fingerprint`), so that it is recognized in another encoding.
+        width, height: of the upright image, in pixels.
+        problem: why the normal image cannot be used, else empty.
+    """
+
+    pair_id: str
+    low: str
+    normal: str
+    file_sha256: str = ""
+    file_bytes: int = 0
+    normal_sha256: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Pairs that one Ray task deals with: a piece of the survey, or a shard (of one split)."""
+
+    name: str
+    members: tuple[Surveyed, ...]
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Darkening:
+    """The low-light model that makes low images, where a source has none."""
+
+    config: DegradeConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """A shard that was written; `entry` is None when no pair of it was usable.
+
+    Attributes:
+        sha256: pair_id to the SHA-256 of the pair's pixels, for the pairs in the shard, in order.
+        broken: pair_id to the reason, for the others.
+    """
+
+    name: str
+    entry: shards.ShardEntry | None
+    sha256: dict[str, str]
+    broken: dict[str, str]
+
+
+Result = TypeVar("Result")
+
+
+def fetch(url: str) -> bytes | ValueError:
+    """A file's bytes, or why there are none; errors that concern more than this file are raised."""
+    try:
+        return storage.read_bytes(url)
+    except UNREADABLE as error:
+        return ValueError(f"it cannot be read ({error.strerror or type(error).__name__})")
+
+
+def fetch_all(urls: Sequence[str]) -> Iterator[bytes | ValueError]:
+    """The files in order; a few are read ahead, while the caller works on those before them."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[bytes | ValueError]] = deque()
+        for url in urls:
+            ahead.append(pool.submit(fetch, url))
+            if len(ahead) > READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def load(data: bytes | ValueError) -> Image.Image:
+    if isinstance(data, ValueError):
+        raise data
+    return images.load(data)
+
+
+def survey(task: Task, output: str) -> list[Surveyed]:
+    """Reads, decodes and fingerprints the normal images of some pairs."""
+    files = fetch_all([member.normal for member in task.members])
+    rows = [survey_one(member, data) for member, data in zip(task.members, files, strict=True)]
+    table = pa.Table.from_pylist([asdict(row) for row in rows])
+    shards.write_shard(storage.join(output, SURVEY), task.name, table)
+    return rows
+
+
+def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
+    try:
+        image = load(data)
+    except ValueError as error:
+        return replace(member, problem=f"its normal image is unusable: {error}")
+    assert isinstance(data, bytes)
+    return replace(
+        member,
+        file_sha256=hashlib.sha256(data).hexdigest(),
+        file_bytes=len(data),
+        normal_sha256=images.fingerprint(image),
+        width=image.width,
+        height=image.height,
+    )
+
+
+def write_pairs(task: Task, output: str, darkening: Darkening | None) -> ShardResult:
+    """Reads the images of one shard's pairs and writes those that are usable."""
+    rows: list[dict[str, Any]] = []
+    broken: dict[str, str] = {}
+    lows = fetch_all([member.low for member in task.members]) if darkening is None else iter(())
+    for member, normal in zip(task.members, fetch_all([member.normal for member in task.members]), strict=True):
+        try:
+            low = darken(member, normal, darkening) if darkening else next(lows)
+            rows.append(pair_row(member, low, normal))
+        except ValueError as error:
+            broken[member.pair_id] = str(error)
+    sha256 = {row["pair_id"]: row["sha256"] for row in rows}
+    # Before the shard, so that its commit record vouches for these notes too.
+    storage.write_bytes(piece_url(output, task.name), json.dumps({"sha256": sha256, "broken": broken}).encode())
+    entry = None
+    if rows:
+        table = pa.Table.from_pylist(rows, schema=shards.PAIR_SCHEMA)
+        entry = shards.write_shard(output, task.name, table, task.split)
+    return ShardResult(name=task.name, entry=entry, sha256=sha256, broken=broken)
+
+
+def darken(member: Surveyed, normal: bytes | ValueError, darkening: Darkening) -> bytes:
+    """PNG bytes of a photograph's low-light exposure, seeded by the pair so that its neighbours do not matter."""
+    name = hashlib.sha256(member.pair_id.encode()).digest()
+    rng = np.random.default_rng([darkening.seed, int.from_bytes(name[:8])])
+    return images.encode_png(degrade(images.to_rgb(load(normal)), darkening.config, rng))
+
+
+def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueError) -> dict[str, Any]:
+    """A row of a pair shard.
+
+    Raises:
+        ValueError: with the reason, if the low image is unusable or of another size, or the normal one changed.
+    """
+    if isinstance(normal, ValueError) or hashlib.sha256(normal).hexdigest() != member.file_sha256:
+        raise ValueError("its normal image changed while it was being read; run the job again")
+    try:
+        image = load(low)
+    except ValueError as error:
+        raise ValueError(f"its low image is unusable: {error}") from None
+    width, height = image.size
+    if (width, height) != (member.width, member.height):
+        raise ValueError(f"its low image is {width}x{height}, but its normal one {member.width}x{member.height}")
+    digest = hashlib.sha256((images.fingerprint(image) + member.normal_sha256).encode()).hexdigest()
+    values = {"low": low, "normal": normal, "width": width, "height": height, "sha256": digest}
+    return {"pair_id": member.pair_id, **values}
+
+
+def piece_url(output: str, name: str) -> str:
+    return storage.join(output, PIECES, f"{name}.json")
+
+
+def read_result(output: str, name: str) -> ShardResult:
+    """What the task of a committed shard found."""
+    piece = json.loads(storage.read_bytes(piece_url(output, name)))
+    return ShardResult(name=name, entry=shards.read_commit_record(output, name), **piece)
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], what: str) -> Iterator[Result]:
+    """Results of a function over tasks, one Ray task each, as they come; shows the rate and the time left.
+
+    Raises:
+        OSError: with the words of the first one that the function raised.
+    """
+    if not tasks:
+        return
+
+    def work(row: dict[str, Any]) -> dict[str, Any]:
+        members = tuple(Surveyed(**member) for member in row["members"])
+        try:
+            result = function(Task(name=row["name"], members=members, split=row["split"]))
+        except OSError as error:  # Ray Data would bury it under its own traces
+            return {"num_pairs": len(members), "result": b"", "error": f"{type(error).__name__}: {error}"}
+        # Ray Data would wrap an object in a pickle and warn; bytes pass as they are.
+        return {"num_pairs": len(members), "result": pickle.dumps(result), "error": ""}
+
+    rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks)).map(work).iter_rows()
+    num_pairs, done = sum(len(task.members) for task in tasks), 0
+    started = shown = time.perf_counter()
+    for row in rows:
+        if row["error"]:
+            raise OSError(f"{what} stopped ({row['error']}); run the job again to go on from here")
+        done += int(row["num_pairs"])
+        now = time.perf_counter()
+        if now - shown > PROGRESS_EVERY_S:
+            shown, rate = now, done / (now - started)
+            left = (num_pairs - done) / rate
+            Console().print(f"{what}: {done} of {num_pairs} pairs, {rate:.1f} pairs/s, {left:.0f} s left")
+        yield pickle.loads(row["result"])

@@ -1,0 +1,33 @@
+"""Settings as strings that may be shown to others: flattened, and without credentials."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HIDDEN = "***"
+# user:password@ (or a bare token@) of a URL.
+USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+SECRET_NAME = re.compile(
+    r"(password|passwd|secret|token|credential|api_?key|access_?key|signature|^sig$|^aws_)", re.IGNORECASE
+)
+# A query field of a URL, such as those of pre-signed ones.
+QUERY_FIELD = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s]*)")
+
+
+def redact(text: str) -> str:
+    """The text with the credentials in its URLs replaced by `***`."""
+    text = USER_INFO.sub(HIDDEN, text)
+    return QUERY_FIELD.sub(lambda m: f"{m[1]}={HIDDEN}" if SECRET_NAME.search(m[1]) else m[0], text)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted name, text): sequences joined by commas, credentials replaced by `***`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        elif SECRET_NAME.search(name):
+            yield f"{prefix}{name}", HIDDEN
+        elif isinstance(value, (list, tuple)):
+            yield f"{prefix}{name}", redact(",".join(str(part) for part in value))
+        else:
+            yield f"{prefix}{name}", redact(str(value))

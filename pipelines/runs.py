@@ -1,0 +1,130 @@
+"""A training run from the driver's side: its config on record, Ray Train around it, and whether it is done."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import ray.data
+import ray.train
+from ray.data import ExecutionOptions, ExecutionResources
+from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pipelines import shards, storage
+from pipelines.checkpoints import step_of
+from pipelines.cluster import num_gpus
+from pipelines.config_parts import ComputeConfig, TrackingConfig
+from pipelines.stream import Stream, make_dataset
+from pipelines.tracking import RunHandle, close_run, open_run
+from pipelines.training import Loop, train_worker
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+MAX_FAILURES = 3
+# What Ray Data may hold ready per worker; enough for some spans of batches, and bounded however long the run.
+READY_BYTES = 512 * 2**20
+# Settings that may differ between a run and its continuation, because they do not change what is learned.
+FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint")
+PLACES = ("pairs", "teacher", "cache", "lpips")
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The resolved settings that decide what is learned, as they come back from JSON."""
+    resolved = json.loads(json.dumps(asdict(config)))
+    return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
+
+
+def facts_of(config: Any) -> dict[str, Any]:
+    """The settings as they are recorded with weights: without the places of things, which differ elsewhere."""
+    return {name: value for name, value in settings_of(config).items() if name not in PLACES}
+
+
+def record_config(output: str, config: Any) -> None:
+    """Writes the resolved config of a new run; refuses to continue a run that was started with another one."""
+    settings = settings_of(config)
+    url = storage.join(output, CONFIG)
+    if storage.exists(url):
+        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the run at {output}")
+        return
+    storage.check_writable(output)
+    storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def tracked_run(
+    tracking: TrackingConfig, output: str, config: Any, *, job: str, parent: RunHandle | None = None
+) -> Iterator[RunHandle]:
+    """An MLflow run that is named after the output and ends as the block does."""
+    tags = {"reddit.job": job}
+    handle = open_run(tracking, storage.resolve(output), asdict(config), tags=tags, parent=parent)
+    ended: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        yield handle
+        ended = "FINISHED"
+    finally:
+        close_run(handle, ended)
+
+
+def finished(output: str, names: Sequence[str]) -> bool:
+    """Whether every stage of a run has left its weights."""
+    return all(storage.exists(storage.join(output, name)) for name in names)
+
+
+def latest_step(output: str) -> int:
+    """The global step of the newest committed checkpoint of a run, 0 if there is none."""
+    try:
+        checkpoint = Result.from_path(storage.join(output, CHECKPOINTS)).checkpoint
+    except RuntimeError:  # Ray's word for "no such run yet"
+        return 0
+    return step_of(checkpoint) if checkpoint else 0
+
+
+def resumable(output: str, stream: Stream, num_workers: int) -> Callable[[], ray.data.Dataset]:
+    """A dataset for Ray Train to call at every (re)start of its workers: what is left from the newest checkpoint."""
+    return lambda: make_dataset(stream, latest_step(output), num_workers)
+
+
+def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[Any] = ()) -> TorchTrainer:
+    """The Ray Train run whose checkpoints lie at `output/checkpoints`; fitting it again goes on from them."""
+    compute = loop.compute
+    gpu = use_gpu(compute)
+    ready = ExecutionResources(object_store_memory=READY_BYTES * compute.workers)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"loop": loop},
+        scaling_config=ScalingConfig(
+            num_workers=compute.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=storage.resolve(output),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=loop.checkpoint.keep),
+            callbacks=list(callbacks),
+        ),
+        datasets={"train": resumable(output, stream, compute.workers)},
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True, resource_limits=ready)),
+    )
+
+
+def use_gpu(compute: ComputeConfig) -> bool:
+    return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
+
+
+def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
+    """Runs Ray Train to the end and returns the last reported metrics.
+
+    Raises:
+        ValueError: if the run stopped itself, with what to do about it.
+    """
+    metrics = trainer.fit().metrics or {}
+    if metrics.get("stopped"):
+        raise ValueError(
+            f"training stopped at step {metrics['step']} after too many {metrics['stopped']}; the last good checkpoint "
+            "is kept; lower optim.learning_rate, or use optim.precision fp32"
+        )
+    return metrics

@@ -1,0 +1,142 @@
+"""What a sweep leaves: the table of its trials, the best configuration, plots."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from ray.tune import Result
+
+from pipelines import reporting, search_plots, shards, storage, tracking
+from pipelines.caches import find_cache
+from pipelines.config import DistillConfig, TuneConfig
+from pipelines.reporting import Report, Row
+from pipelines.search_space import METRICS, Dimension, Values
+from pipelines.sweep import OBJECTIVE, STEP, Sweep
+from pipelines.tracking import RunHandle, RunWriter
+
+BEST, CONFIG, PLOTS = "best.toml", "config.json", "plots"
+# Settings that a rerun may change, because the trials' results do not depend on them.
+FREE_SETTINGS = ("output", "concurrent", "then_distill")
+FREE_DISTILL_SETTINGS = ("output", "compute", "tracking")
+
+
+def record(config: TuneConfig) -> None:
+    """Writes the settings of a new sweep; refuses to go on with one that was started with others."""
+    settings = json.loads(json.dumps(asdict(config)))
+    settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
+    for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
+        settings.pop(name)
+    url = storage.join(config.output, CONFIG)
+    if storage.exists(url):
+        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the sweep at {config.output}")
+        return
+    storage.check_writable(config.output)
+    storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+
+
+def log_caches(run: RunHandle, config: DistillConfig) -> None:
+    """Records the caches that all trials read."""
+    if config.trajectories == "cache":
+        sha256 = hashlib.sha256(storage.read_bytes(config.teacher)).hexdigest()
+        for stage in config.stages:
+            url, manifest = find_cache(config.cache, stage, sha256, config.segment)
+            tracking.log_dataset(run, f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key)
+
+
+def table(results: Sequence[Result], dimensions: Sequence[Dimension], num_steps: int) -> list[Row]:
+    """One row per trial, those that reached the last step first, the best of them on top."""
+    rows = [row_of(result, dimensions, num_steps) for result in results]
+    return sorted(rows, key=lambda row: (row["outcome"] == "finished", row[STEP], row[OBJECTIVE] or 0), reverse=True)
+
+
+def row_of(result: Result, dimensions: Sequence[Dimension], num_steps: int) -> Row:
+    metrics = result.metrics or {}
+    step = int(metrics.get(STEP, 0))
+    outcome = "failed" if result.error else "finished" if step >= num_steps else "stopped"
+    values = {dimension.key: (result.config or {}).get(dimension.key) for dimension in dimensions}
+    figures = {name: metrics[name] for name in METRICS if name in metrics}
+    trial = storage.name_of(result.path)
+    return {"trial": trial, "outcome": outcome, STEP: step, **values, OBJECTIVE: metrics.get(OBJECTIVE), **figures}
+
+
+def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
+    """Writes plots, report.json and, last, best.toml, whose presence says that the sweep is done.
+
+    Raises:
+        ValueError: if no trial reached the end.
+    """
+    config, dimensions = sweep.config, sweep.dimensions
+    rows = table(results, dimensions, sweep.num_steps)
+    if not rows or rows[0]["outcome"] != "finished":
+        raise ValueError(
+            f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); mend the cause "
+            "and run the same command again"
+        )
+    facts = {"metric": config.metric, "best": rows[0]["trial"], BEST: storage.join(config.output, BEST)}
+    report = Report(title=f"Trials, best first by {config.metric}", rows=rows, facts=facts, url=config.output)
+    curves = {storage.name_of(result.path): curve_of(result) for result in results}
+    plots = search_plots.draw(rows, dimensions, curves, config.metric)
+    for name, data in plots.items():
+        storage.write_bytes(storage.join(config.output, PLOTS, name), data)
+    reporting.save(report)
+    best = to_toml(sweep.full_config(best_values(report, dimensions))).encode()
+    storage.write_bytes(storage.join(config.output, BEST), best)
+    log_results(writer, rows, plots, best)
+    return report
+
+
+def log_results(writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes], best: bytes) -> None:
+    """Sends the sweep's files and best figures to its run."""
+    files = {**plots, BEST: best, "trials.json": json.dumps([dict(row) for row in rows], indent=1).encode()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            path = Path(folder, name)
+            path.write_bytes(data)
+            writer.artifact(path, PLOTS if name in plots else "")
+    writer.metrics({f"best/{name}": rows[0][name] for name in METRICS if name in rows[0]}, step=len(rows))
+
+
+def describe_errors(results: Sequence[Result]) -> str:
+    errors = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
+    return errors[0] if errors else "all were stopped; lower --distill.optim.learning-rate"
+
+
+def curve_of(result: Result) -> tuple[list[int], list[float]]:
+    """(steps, objective) of a trial's validations."""
+    frame = result.metrics_dataframe
+    if frame is None or OBJECTIVE not in frame:
+        return [], []
+    known = frame.drop_duplicates(STEP, keep="last").sort_values(STEP)
+    return [int(step) for step in known[STEP]], [float(value) for value in known[OBJECTIVE]]
+
+
+def saved(output: str) -> Report:
+    """The report of a sweep that is done."""
+    document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
+    facts = {name: value for name, value in document.items() if name not in ("title", "rows")}
+    return Report(title=f"The sweep is already done: {output}", rows=document["rows"], facts=facts)
+
+
+def to_toml(config: DistillConfig) -> str:
+    """A distillation as the TOML file that `jobs/distill.py --config` takes."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(part) for name, part in value.items()}
+        # Sequences are given as on the command line: 16,8,4.
+        return ",".join(str(part) for part in value) if isinstance(value, (list, tuple)) else value
+
+    settings = plain(asdict(config))
+    # Tracking belongs to whoever runs it, and its URI may hold a password.
+    del settings["tracking"]
+    return tomli_w.dumps(settings)
+
+
+def best_values(report: Report, dimensions: Sequence[Dimension]) -> Values:
+    """The searched settings of the sweep's best trial."""
+    return {dimension.key: report.rows[0][dimension.key] for dimension in dimensions}

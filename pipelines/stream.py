@@ -1,0 +1,85 @@
+"""Ray Data from shards to training workers: the batches of every step, from any step on.
+
+Worker r of W takes the r-th part of every batch, so a batch is the same records for any W. One task
+loads one worker's parts of a span of steps, as one block; Ray Train deals the blocks to the workers in
+turn. Each row carries its `position`, so that a worker can check that it got what was due.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from pipelines.order import Order
+
+Batch = dict[str, NDArray[Any]]
+Loader = Callable[[NDArray[np.int64]], Batch]
+"""Loads the records given as (shard, row, epoch), [n, 3], in that order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage's records: their order, and how they are loaded."""
+
+    order: Order
+    load: Loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The batches of all stages, one after the other, `steps` optimizer steps each.
+
+    Attributes:
+        span_steps: steps that one task loads.
+    """
+
+    stages: Sequence[Stage]
+    steps: int
+    batch_size: int
+    span_steps: int = 8
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps * len(self.stages)
+
+    def spans(self, start_step: int) -> list[tuple[int, int]]:
+        """(first, last + 1) global steps of each task; none crosses a stage."""
+        spans = []
+        while start_step < self.num_steps:
+            stage_end = (start_step // self.steps + 1) * self.steps
+            stop_step = min(start_step + self.span_steps, stage_end)
+            spans.append((start_step, stop_step))
+            start_step = stop_step
+        return spans
+
+    def positions(self, step: int, rank: int, num_workers: int) -> NDArray[np.int64]:
+        """The positions in the stream of all stages that a worker trains on in a global step."""
+        share = self.batch_size // num_workers
+        return step * self.batch_size + rank * share + np.arange(share)
+
+    def load(self, start_step: int, stop_step: int, rank: int, num_workers: int) -> Batch:
+        """A worker's rows of the global steps [start_step, stop_step), all of one stage, with their positions."""
+        steps = range(start_step, stop_step)
+        positions = np.concatenate([self.positions(step, rank, num_workers) for step in steps])
+        stage_index = start_step // self.steps
+        first = (start_step - stage_index * self.steps) * self.batch_size
+        stage = self.stages[stage_index]
+        records = stage.order.records(first, first + len(steps) * self.batch_size)
+        return {**stage.load(records[positions - start_step * self.batch_size]), "position": positions}
+
+
+def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.Dataset:
+    """A lazy dataset of everything from `start_step` on; block i is for worker `i % num_workers`."""
+    tasks = [(start, stop, rank) for start, stop in stream.spans(start_step) for rank in range(num_workers)]
+    if not tasks:
+        return ray.data.range(0)
+
+    def load(batch: Mapping[str, NDArray[np.int64]]) -> Batch:
+        start, stop, rank = tasks[int(batch["id"][0])]
+        return stream.load(start, stop, rank, num_workers)
+
+    return ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(load, batch_size=1)

@@ -1,0 +1,30 @@
+"""U-Net weights at URLs: `reddit_core.weights` over `storage`."""
+
+import pickle
+
+import torch
+
+from pipelines import storage
+from reddit_core.weights import UNetFile, decode_unet, encode_unet
+
+
+def load_unet(url: str, norm_groups: int = 32) -> UNetFile:
+    """Reads weights of this project or a released `.pth`; `norm_groups` counts only for the latter.
+
+    Raises:
+        ValueError: naming the URL, if there is nothing there or it holds no U-Net that is understood.
+    """
+    try:
+        data = storage.read_bytes(url)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"there are no weights at {url}; give the URL of a .safetensors or released .pth") from None
+    try:
+        return decode_unet(data, norm_groups)
+    except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the weights at {url} cannot be used: {reason}") from None
+
+
+def save_unet(url: str, file: UNetFile, dtype: torch.dtype = torch.float32) -> None:
+    """Writes safetensors of this project, atomically; the same bytes for the same weights."""
+    storage.write_bytes(url, encode_unet(file, dtype))

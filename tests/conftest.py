@@ -1,0 +1,91 @@
+"""What all tests share: checked shapes, one Ray cluster, a tiny network, and small photographs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+
+# Before anything of reddit_core is imported, so that every annotated shape and dtype is checked when called.
+# The numeric tower lets an int stand where a float is asked for, as static type checkers do.
+jaxtyping.install_import_hook("reddit_core", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from reddit_core.degrade import DegradeConfig, degrade  # noqa: E402
+from reddit_core.unet import UNet, UNetConfig  # noqa: E402
+
+TESTS = Path(__file__).parent
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+# Folders whose name is the marker of every test below them.
+MARKED_FOLDERS = ("ray", "gpu")
+
+torch.set_num_threads(1)
+# The same examples in every run, however slow the machine is.
+settings.register_profile("house", deadline=None, derandomize=True, database=None)
+settings.load_profile("house")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by their folder, and skips those for a GPU where there is none."""
+    without_gpu = pytest.mark.skip(reason="needs a CUDA device, and torch finds none here")
+    for item in items:
+        for folder in MARKED_FOLDERS:
+            if (TESTS / folder) in item.path.parents:
+                item.add_marker(folder)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(without_gpu)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for the whole session, started as the jobs start theirs."""
+    import ray  # noqa: PLC0415 - the unit tests run without it
+
+    from pipelines import cluster  # noqa: PLC0415
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)  # never somebody's own cluster
+        cluster.start_ray()
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def tiny_unet() -> UNet:
+    """A seeded network of 39 thousand parameters that predicts `v`."""
+    torch.manual_seed(0)
+    return UNet(UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)).eval()
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, NDArray[np.uint8]]:
+    """Four photographs by name, each [96, 128, 3] uint8."""
+    import skimage.data  # noqa: PLC0415 - slow to import, and most tests need no photograph
+
+    def shrunk(name: str) -> NDArray[np.uint8]:
+        image = Image.fromarray(getattr(skimage.data, name)())
+        return np.asarray(image.resize((128, 96), Image.Resampling.BOX))
+
+    return {name: shrunk(name) for name in PHOTOGRAPHS}
+
+
+@pytest.fixture
+def lol_folder(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> Path:
+    """A folder in LOLv1's layout: `our485/{low,high}/N.png`, eight pairs of 48 x 64 pixels, two of each scene."""
+    root, rng, number = tmp_path / "LOLv1", np.random.default_rng(0), 0
+    for side in ("low", "high"):
+        (root / "our485" / side).mkdir(parents=True)
+    for photograph in photographs.values():
+        for top, left in ((0, 0), (48, 64)):
+            number += 1
+            normal = photograph[top : top + 48, left : left + 64]
+            low = degrade(normal, DegradeConfig(), rng)
+            Image.fromarray(normal).save(root / "our485" / "high" / f"{number}.png")
+            Image.fromarray(low).save(root / "our485" / "low" / f"{number}.png")
+    return root

@@ -1,0 +1,188 @@
+"""Tracking against a real MLflow server over HTTP: runs found again, a server that goes and comes, models."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from pipelines import tracking
+from pipelines.config_parts import TrackingConfig
+from pipelines.model_card import ModelCard
+from pipelines.tracking import RunHandle, RunWriter
+from reddit_core.sampler import enhance
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile, encode_unet
+
+
+@pytest.fixture
+def server(mlflow_server):
+    """The running server."""
+    return mlflow_server
+
+
+def config_of(uri: str, experiment: str) -> TrackingConfig:
+    return TrackingConfig(uri=uri, experiment=experiment)
+
+
+def runs_of(uri: str, experiment: str):
+    client = MlflowClient(uri)
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_a_run_is_found_again_by_its_name_and_parent(server) -> None:
+    config = config_of(server.uri, "names")
+    parent = tracking.open_run(config, "s3://u:secret@host/sweep", {"optim": {"steps": 3}, "stages": (16, 8)})
+    child = tracking.open_run(config, "/data/run", {"x": 1}, parent=parent, tags={"kind": "trial"})
+    alone = tracking.open_run(config, "/data/run", {"x": 1})
+    tracking.close_run(child, "FAILED")
+    again = tracking.open_run(config, "/data/run", {"x": 2}, parent=parent)
+    assert again.run_id == child.run_id
+    assert len({parent.run_id, child.run_id, alone.run_id}) == 3
+    runs = {run.info.run_id: run for run in runs_of(server.uri, "names")}
+    assert len(runs) == 3
+    assert runs[parent.run_id].data.params == {"optim.steps": "3", "stages": "16,8"}
+    assert runs[child.run_id].data.tags["mlflow.parentRunId"] == parent.run_id
+    assert runs[child.run_id].data.tags["kind"] == "trial"
+    assert runs[child.run_id].data.tags["changed.x"] == "2"
+    assert runs[child.run_id].info.status == "RUNNING"
+    assert "mlflow.parentRunId" not in runs[alone.run_id].data.tags
+    assert not [run for run in runs.values() if "secret" in str(run.to_dictionary())]
+
+
+def test_a_planned_run_is_started_by_its_writer(server) -> None:
+    handle = tracking.plan_run(config_of(server.uri, "planned"), "/data/planned", {"x": 1})
+    assert handle.run_id == ""
+    with RunWriter(handle) as writer:
+        writer.metrics({"train/loss": 0.5}, step=3)
+    tracking.end_run(handle, "FINISHED", {"why": "done"})
+    (run,) = runs_of(server.uri, "planned")
+    assert (run.data.metrics["train/loss"], run.info.status, run.data.tags["why"]) == (0.5, "FINISHED", "done")
+
+
+def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
+    handle = tracking.open_run(config_of(server.uri, "files"), "/data/files", {})
+    for _ in range(2):
+        tracking.log_dataset(handle, "cache", "s3://bucket/cache/manifest.json", "0123456789abcdef")
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n")
+    with RunWriter(handle) as writer:
+        writer.artifact(table, "reports")
+        table.unlink()  # the writer has its own copy
+        writer.image("validation/4-to-2", np.zeros((8, 24, 3), np.uint8), step=10)
+    client = MlflowClient(server.uri)
+    assert [file.path for file in client.list_artifacts(handle.run_id, "reports")] == ["reports/table.csv"]
+    assert any(file.path.endswith(".png") for file in client.list_artifacts(handle.run_id, "images"))
+    (entry,) = client.get_run(handle.run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("cache", "0123456789abcdef")
+
+
+def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) -> None:
+    handle = tracking.open_run(config_of(server.uri, "models"), "/data/student", {})
+    file = UNetFile(unet=tiny_unet)
+    card = ModelCard(steps=2, data="eight photographs", metrics=[{"psnr": 20.0, "psnr_gt_mean": 22.0}])
+    images = np.random.default_rng(0).integers(0, 256, (2, 18, 23, 3), dtype=np.uint8)
+    urls = [tracking.register_student(handle, "tiny-student", encode_unet(file), images[:1], card) for _ in range(2)]
+    assert urls == ["models:/tiny-student/1"] * 2
+    version = MlflowClient(server.uri).get_model_version("tiny-student", "1")
+    assert "eight photographs" in version.description
+    assert "| 20 | 22 |" in version.description
+    # In a process of its own, so that the code inside the model is what runs.
+    script = (
+        "import mlflow, numpy, sys; from mlflow import pyfunc\n"
+        f"mlflow.set_tracking_uri({server.uri!r})\n"
+        f"model = pyfunc.load_model({urls[0]!r})\n"
+        f"numpy.save({str(tmp_path / 'out.npy')!r}, model.predict(numpy.load({str(tmp_path / 'in.npy')!r})))\n"
+        "print(sys.modules['reddit_core'].__file__)"
+    )
+    np.save(tmp_path / "in.npy", images)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120
+    )
+    assert str(Path(__file__).parents[2] / "reddit_core") not in done.stdout
+    low = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = (enhance(tiny_unet, low, file.schedule, 2, seed=0) + 1) * 127.5
+    result = torch.from_numpy(np.load(tmp_path / "out.npy")).permute(0, 3, 1, 2)
+    assert result.dtype == torch.uint8
+    assert (result.float() - expected).abs().max() <= 0.51
+
+
+def test_what_cannot_work_is_said_clearly(server) -> None:
+    with pytest.raises(ValueError, match="must be sqlite:///"):
+        tracking.open_run(TrackingConfig(uri="runs/mlflow.db"), "/x", {})
+    client = MlflowClient(server.uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(ValueError, match="'gone' was deleted"):
+        tracking.open_run(config_of(server.uri, "gone"), "/x", {})
+
+
+def test_switched_off_it_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    handle = tracking.open_run(TrackingConfig(enabled=False), "/x", {})
+    with RunWriter(handle) as writer:
+        writer.metrics({"train/loss": 1.0}, 1)
+        writer.image("a", np.zeros((2, 2, 3), np.uint8), 1)
+    tracking.close_run(handle, "FINISHED")
+    assert handle == RunHandle("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_embedded_store_is_made_where_the_driver_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.default_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking.default_uri() == "http://127.0.0.1:1"
+
+
+def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(server, tmp_path: Path) -> None:
+    config = config_of(server.uri, "killed")
+    handle = tracking.open_run(config, "/data/killed", {})
+    writer = RunWriter(handle)
+    client = MlflowClient(server.uri)
+    writer.metrics({"train/loss": 0.0}, 0)
+    wait_until(lambda: len(client.get_metric_history(handle.run_id, "train/loss")) == 1)
+
+    server.kill()
+    started = time.monotonic()
+    for step in range(1, 1500):
+        writer.metrics({"train/loss": float(step)}, step)
+    writer.image("samples", np.zeros((4, 4, 3), np.uint8), 7)
+    note = tmp_path / "note.txt"
+    note.write_text("kept")
+    writer.artifact(note)
+    assert time.monotonic() - started < 1
+    started = time.monotonic()
+    late = tracking.open_run(config, "/data/late", {"x": 1})
+    assert late.run_id == ""
+    tracking.close_run(handle, "FINISHED")
+    assert time.monotonic() - started < 15
+    late_writer = RunWriter(late)
+    late_writer.metrics({"train/loss": 1.0}, 1)
+    time.sleep(1.5)  # so that the first deliveries have failed
+
+    server.start()
+    writer.close(timeout_s=30)
+    late_writer.close(timeout_s=30)
+    tracking.close_run(late, "FINISHED")
+    history = client.get_metric_history(handle.run_id, "train/loss")
+    assert sorted(point.step for point in history) == list(range(1500))
+    assert {file.path for file in client.list_artifacts(handle.run_id)} == {"images", "note.txt"}
+    runs = {run.data.tags["reddit.run_name"]: run for run in runs_of(server.uri, "killed")}
+    assert set(runs) == {"/data/killed", "/data/late"}
+    assert runs["/data/late"].info.status == "FINISHED"
+    assert runs["/data/late"].data.metrics["train/loss"] == 1.0
+    # Nobody could set it while the server was away; a rerun of the job does.
+    assert runs["/data/killed"].info.status == "RUNNING"

@@ -1,0 +1,57 @@
+"""Imports only go down, and each seam is in one place (DESIGN sections 3 and 5)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ("reddit_core", "pipelines", "jobs")
+FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+# The science has no files, no environment, and runs wherever torch does.
+NOT_IN_THE_SCIENCE = {"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "os", "pathlib", "tyro", "torchvision"}
+SEAMS = {"mlflow": "pipelines/tracking.py", "fsspec": "pipelines/storage.py", "s3fs": "pipelines/storage.py"}
+
+
+def imported(source: str) -> Iterator[str]:
+    """Every module that is imported anywhere in a source text, also inside functions, as dotted names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            yield str(node.module)
+
+
+def packages(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path.read_text())}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {name_of(path).partition("/")[0] for path in FILES} == set(LAYERS)
+    source = "import a.b as c\ndef f():\n    from d.e import g\n    import h, i.j"
+    assert sorted(imported(source)) == ["a.b", "d.e", "h", "i.j"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_only(path: Path) -> None:
+    layer = LAYERS.index(name_of(path).partition("/")[0])
+    assert not packages(path) & {*LAYERS[layer + 1 :], "tests"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "reddit_core"], ids=name_of)
+def test_the_science_knows_neither_cluster_nor_files_nor_environment(path: Path) -> None:
+    assert not packages(path) & NOT_IN_THE_SCIENCE
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "open"]
+
+
+@pytest.mark.parametrize("package", SEAMS)
+def test_each_seam_is_in_one_module(package: str) -> None:
+    users = {name_of(path) for path in FILES if package in packages(path)}
+    assert users <= {SEAMS[package]}

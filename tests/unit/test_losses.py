@@ -1,0 +1,104 @@
+"""The loss, term by term and sample by sample."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from reddit_core.diffusion import Estimate, v_from
+from reddit_core.losses import LossWeights, distillation_terms, mse_per_sample, regression, teacher_loss, total
+from reddit_core.trajectory import Targets
+
+
+def flat(*values: float) -> Tensor:
+    """One image per value, [B, 3, 2, 4], every pixel of which has that value."""
+    return torch.tensor(values, dtype=torch.float64)[:, None, None, None].expand(-1, 3, 2, 4)
+
+
+ESTIMATE = Estimate(flat(0.5, 0.0), flat(1.0, 2.0))
+TARGETS = Targets(flat(0.0, 0.0), flat(1.1, 0.0))
+X_0, EPS = flat(0.2, 0.3).float(), flat(1.0, 1.9).float()
+
+
+def test_mse_is_per_sample() -> None:
+    images = torch.tensor([[[[1.0, 3.0]]], [[[0.0, 2.0]]]])
+    assert mse_per_sample(images, torch.zeros_like(images)).tolist() == [5.0, 2.0]
+
+
+def test_regression_takes_the_greater_of_x_and_eps() -> None:
+    result = regression(ESTIMATE, TARGETS.x, TARGETS.eps)
+    torch.testing.assert_close(result, torch.tensor([0.25, 4.0]))  # the first is x's, the second eps's
+
+
+def test_terms_and_total_by_hand() -> None:
+    weights = LossWeights(distill=2.0, pixel=0.5, perceptual=3.0)
+    terms = distillation_terms(
+        ESTIMATE, TARGETS, X_0, EPS, weights, lambda one, other: (one - other).abs().flatten(1).amax(dim=1)
+    )
+    torch.testing.assert_close(terms["distill"], torch.tensor([0.25, 4.0]))
+    torch.testing.assert_close(terms["pixel"], torch.tensor([0.09, 0.09]))
+    torch.testing.assert_close(terms["perceptual"], torch.tensor([0.3, 0.3]))
+    torch.testing.assert_close(total(terms, weights), torch.tensor([0.5 + 0.045 + 0.9, 8.0 + 0.045 + 0.9]))
+
+
+@pytest.mark.parametrize(
+    ("weights", "names"),
+    [
+        (LossWeights(), {"distill", "pixel"}),
+        (LossWeights(pixel=0.0), {"distill"}),
+        (LossWeights(distill=0.0), {"pixel"}),
+        (LossWeights(perceptual=0.6), {"distill", "pixel", "perceptual"}),
+    ],
+)
+def test_terms_of_weight_0_are_left_out(weights: LossWeights, names: set[str]) -> None:
+    terms = distillation_terms(ESTIMATE, TARGETS, X_0, EPS, weights, lambda one, _: one.mean(dim=(1, 2, 3)))
+    assert set(terms) == names
+    assert total(terms, weights).shape == (2,)
+
+
+def test_the_perceptual_term_sees_images_in_range() -> None:
+    seen = []
+
+    def distance(estimate: Tensor, normal: Tensor) -> Tensor:
+        seen.extend([estimate, normal])
+        return estimate.new_zeros(len(estimate))
+
+    wild = Estimate(flat(-7.0, 7.0), ESTIMATE.eps)
+    distillation_terms(wild, TARGETS, X_0, EPS, LossWeights(perceptual=1.0), distance)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], flat(-1.0, 1.0).float()) and torch.equal(seen[1], X_0)
+
+
+def test_a_perfect_student_loses_nothing() -> None:
+    terms = distillation_terms(Estimate(*TARGETS), TARGETS, X_0, EPS, LossWeights(pixel=0.0))
+    assert terms["distill"].tolist() == [0, 0]
+
+
+def test_gradient_of_one_sample_does_not_reach_another() -> None:
+    x_0 = ESTIMATE.x_0.clone().requires_grad_()
+    weights = LossWeights()
+    terms = distillation_terms(Estimate(x_0, ESTIMATE.eps), TARGETS, X_0, EPS, weights)
+    total(terms, weights)[0].backward()
+    assert x_0.grad[0].abs().sum() > 0 and x_0.grad[1].abs().sum() == 0
+
+
+def test_teacher_loss_is_on_its_own_output() -> None:
+    a = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    v = v_from(X_0, EPS, a)
+    torch.testing.assert_close(teacher_loss(EPS + 0.1, X_0, EPS, a, "eps"), torch.tensor([0.01, 0.01]))
+    torch.testing.assert_close(teacher_loss(v + 0.2, X_0, EPS, a, "v"), torch.tensor([0.04, 0.04]))
+
+
+@pytest.mark.parametrize("name", ["distill", "pixel", "perceptual"])
+def test_a_negative_weight_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"loss weight {name} is -0.5, but must not be negative; 0 leaves"):
+        LossWeights(**{name: -0.5})
+
+
+def test_weights_that_teach_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="every loss weight is 0, so nothing would be learned; set at least one"):
+        LossWeights(distill=0.0, pixel=0.0)
+
+
+def test_a_perceptual_weight_without_a_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"perceptual is 0.6, but no LPIPS backbone was given; give one with --lpips"):
+        distillation_terms(ESTIMATE, TARGETS, X_0, EPS, LossWeights(perceptual=0.6))

@@ -1,0 +1,73 @@
+"""Records are pure functions of their seeds; crops are cut from where they say."""
+
+import numpy as np
+import pytest
+
+from pipelines.config_parts import SegmentConfig
+from pipelines.records import RecordShard, cut, draw_crop, draw_levels, record_noise, seed_of
+from pipelines.shards import ShardEntry
+from reddit_core.schedule import NoiseSchedule
+
+ENTRY = ShardEntry(name="train-00000", rows=3, bytes=0, sha256="")
+
+
+def levels(segment: SegmentConfig, rows: np.ndarray, stage: int = 8) -> dict[str, np.ndarray]:
+    shard = RecordShard(name="train-00000-0000", pairs=ENTRY, start=0, stop=3 * segment.crops * segment.draws)
+    per_pair = segment.crops * segment.draws
+    crops = {"pair_id": np.array([f"p{row // per_pair}" for row in rows])}
+    return draw_levels(crops, shard, segment, NoiseSchedule(), stage, rows)
+
+
+def test_noise_comes_back_bit_for_bit_from_its_seed() -> None:
+    seeds = np.array([1, 2**64 - 1, 7], dtype=np.uint64)
+    noise = record_noise(seeds, 16)
+    np.testing.assert_array_equal(noise[2], record_noise(seeds[2:], 16)[0])
+    assert noise.shape == (3, 3, 16, 16) and noise.dtype == np.float32
+    assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
+
+
+def test_draws_depend_on_the_record_and_not_on_what_is_loaded_with_it() -> None:
+    segment = SegmentConfig(crop=8, crops=2, draws=3)
+    everything = levels(segment, np.arange(18))
+    some = levels(segment, np.array([4, 11]))
+    for name in ("seed", "nodes", "levels"):
+        np.testing.assert_array_equal(some[name], everything[name][[4, 11]])
+    assert len(set(everything["seed"])) == 18
+
+
+def test_stages_and_cache_seeds_draw_differently() -> None:
+    rows = np.arange(6)
+    seeds = [
+        levels(SegmentConfig(crop=8, crops=2, seed=seed), rows, stage)["seed"]
+        for seed, stage in ((0, 8), (0, 4), (1, 8))
+    ]
+    assert len({int(seed) for group in seeds for seed in group}) == 18
+
+
+def test_records_of_a_group_share_their_segment_as_released() -> None:
+    drawn = levels(SegmentConfig(crop=8, crops=4, levels="released", shared_t=4), np.arange(12), stage=16)
+    for group in drawn["nodes"].reshape(3, 4, 3):
+        assert (group == group[0]).all()
+    assert len(set(drawn["levels"][:, 0])) == 12
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_is_the_named_part_of_the_image(flip: bool) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    piece = cut(image, 3, 5, 8, flip)
+    expected = image[3:11, 5:13]
+    np.testing.assert_array_equal(piece, expected[:, ::-1] if flip else expected)
+
+
+def test_crops_lie_inside_and_small_images_are_mirrored_outwards() -> None:
+    for index in range(50):
+        y, x, _ = draw_crop((20, 30, 3), 8, 0, "pair", index)
+        assert 0 <= y <= 12 and 0 <= x <= 22
+    small = np.arange(5 * 30 * 3, dtype=np.uint8).reshape(5, 30, 3)
+    piece = cut(small, 0, 2, 8, False)
+    assert piece.shape == (8, 8, 3)
+    np.testing.assert_array_equal(piece[5], small[4, 2:10])
+
+
+def test_seeds_depend_on_every_part() -> None:
+    assert len({seed_of(0, "a", 1), seed_of(0, "a", 2), seed_of(1, "a", 1), seed_of(0, "b", 1)}) == 4

@@ -1,0 +1,156 @@
+"""The text of a sweep's space, points and metric, and what is refused."""
+
+import tomllib
+
+import pytest
+
+from jobs.cli import Job, Sources, parse
+from pipelines.config import DistillConfig, TuneConfig
+from pipelines.config_parts import OptimConfig
+from pipelines.distillation import distill, plan_distill
+from pipelines.search_results import to_toml
+from pipelines.search_space import (
+    Dimension,
+    default_space,
+    grid_points,
+    own_point,
+    parse_objective,
+    parse_points,
+    parse_space,
+    value_of,
+    with_values,
+)
+from pipelines.sweep import Sweep
+from reddit_core.losses import LossWeights
+
+BASE = DistillConfig(cache="/c", teacher="/t", output="/o", pairs="/p", optim=OptimConfig(steps=100))
+
+
+def test_reads_every_kind_of_dimension() -> None:
+    texts = (
+        "refine_weight=uniform(0,1)",
+        " optim.learning_rate = loguniform(1e-5, 1e-3) ",
+        "optim.batch_size=choice(8,16)",
+        "optim.compile=choice(true,false)",
+        "reflectance.range=choice(unit,released)",
+    )
+    assert parse_space(texts, BASE) == (
+        Dimension("refine_weight", "uniform", (0.0, 1.0)),
+        Dimension("optim.learning_rate", "loguniform", (1e-5, 1e-3)),
+        Dimension("optim.batch_size", "choice", (8, 16)),
+        Dimension("optim.compile", "choice", (True, False)),
+        Dimension("reflectance.range", "choice", ("unit", "released")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("refine_weight", "must be KEY=uniform"),
+        ("refine_weight=normal(0,1)", "must be KEY=uniform"),
+        ("refine_weight=uniform(0)", "two rising limits"),
+        ("refine_weight=uniform(1,0)", "two rising limits"),
+        ("refine_weight=uniform(a,1)", "is 'a', but must be a number"),
+        ("refine_weight=uniform(0,2)", r"refine_weight is 2.0, but must be in \[0, 1\]"),
+        ("optim.learning_rate=loguniform(0,1)", "a logarithm needs > 0"),
+        ("optim.batch_size=uniform(1,8)", "two rising limits of a fractional setting"),
+        ("optim.batch_size=choice(1.5)", "must be an integer"),
+        ("optim.lr=uniform(0,1)", "optim.lr is no setting .* searchable are .*optim.learning_rate"),
+        ("optim=choice(1)", "optim is no setting"),
+        ("stages=choice(4)", "stages cannot be searched, since all trials share it"),
+        ("segment.crop=choice(64)", "segment.crop cannot be searched"),
+        ("loss.perceptual=uniform(0,1)", "no backbone is given"),
+        ("reflectance.range=choice(unit,other)", "must be one of unit, released"),
+        ("optim.compile=choice(yes)", "must be true or false"),
+    ],
+)
+def test_refuses_what_cannot_be_searched(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_space([text], BASE)
+
+
+def test_refuses_a_key_that_is_named_twice() -> None:
+    with pytest.raises(ValueError, match="refine_weight 2 times"):
+        parse_space(["refine_weight=uniform(0,1)", "refine_weight=choice(0,1)"], BASE)
+
+
+def test_the_default_space_has_the_perceptual_weight_only_with_a_backbone() -> None:
+    keys = [dimension.key for dimension in parse_space(default_space(BASE), BASE)]
+    assert keys == ["refine_weight", "loss.pixel", "optim.learning_rate"]
+    backbone = with_values(BASE, {"lpips": "/vgg"})
+    assert "loss.perceptual" in [dimension.key for dimension in parse_space(default_space(backbone), backbone)]
+
+
+def test_values_go_where_their_keys_say() -> None:
+    config = with_values(BASE, {"refine_weight": 0.8, "loss.pixel": 0.5, "optim.learning_rate": 3e-4})
+    assert (config.refine_weight, config.loss.pixel, config.optim.learning_rate) == (0.8, 0.5, 3e-4)
+    assert config.optim.steps == 100
+    assert value_of(config, "loss.pixel") == 0.5
+
+
+def test_points_fill_up_with_the_own_values() -> None:
+    space = parse_space(["refine_weight=uniform(0,1)", "loss.pixel=uniform(0,2)"], BASE)
+    assert own_point(space, BASE) == [{"refine_weight": 0.4, "loss.pixel": 1.0}]
+    assert parse_points(["refine_weight=0.8", "loss.pixel=0,refine_weight=0"], space, BASE) == [
+        {"refine_weight": 0.8, "loss.pixel": 1.0},
+        {"refine_weight": 0.0, "loss.pixel": 0.0},
+    ]
+    assert own_point(parse_space(["loss.pixel=uniform(0,0.5)"], BASE), BASE) == []
+    with pytest.raises(ValueError, match=r"loss.pixel=3.0, but the space is uniform\(0.0,2.0\)"):
+        parse_points(["loss.pixel=3"], space, BASE)
+    with pytest.raises(ValueError, match="must be KEY=VALUE"):
+        parse_points(["optim.weight_decay=1"], space, BASE)
+
+
+def test_a_grid_is_every_combination() -> None:
+    space = parse_space(["refine_weight=choice(0,0.4)", "loss.pixel=choice(0,1,2)"], BASE)
+    points = grid_points(space)
+    assert len(points) == 6
+    assert {"refine_weight": 0.4, "loss.pixel": 2.0} in points
+    with pytest.raises(ValueError, match="search grid needs lists"):
+        grid_points(parse_space(["refine_weight=uniform(0,1)"], BASE))
+
+
+def test_objectives_are_sums_of_metrics() -> None:
+    metrics = {"psnr": 20.0, "ssim": 0.5, "sharpness": 0.75}
+    assert parse_objective("psnr")(metrics) == 20
+    assert parse_objective("psnr + 10*ssim - 4*sharpness_gap")(metrics) == 24
+    assert parse_objective("-psnr")(metrics) == -20
+    assert parse_objective("1e-1*psnr+ssim")(metrics) == 2.5
+    assert parse_objective("psnr_gt_mean")(metrics) is None
+    assert parse_objective("psnr")({"psnr": float("nan")}) is None
+
+
+@pytest.mark.parametrize("text", ["", "loss", "psnr ssim", "psnr +", "2*", "psnr*2", "psnr - 3*lpips"])
+def test_refuses_what_is_no_objective(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a validation metric or a sum"):
+        parse_objective(text)
+
+
+def test_a_sweep_says_what_follows_from_its_config() -> None:
+    config = TuneConfig(distill=BASE, output="/s", trials=3, trial_steps=40, points=("refine_weight=0.8",))
+    sweep = Sweep(config)
+    assert sweep.num_steps == 3 * 40
+    assert [point["refine_weight"] for point in sweep.first_points] == [0.4, 0.8]
+    trial = sweep.trial_config("abc", {"refine_weight": 0.1})
+    assert (trial.output, trial.optim.steps, trial.refine_weight) == ("/s/trials/abc", 40, 0.1)
+    assert sweep.full_config({"refine_weight": 0.1}).optim.steps == 100
+    every = with_values(BASE, {"checkpoint.validate_every": 30})
+    validated = Sweep(TuneConfig(distill=every, output="/s", trial_steps=40)).is_validated
+    assert [step for step in range(1, 121) if validated(step)] == [30, 40, 70, 80, 110, 120]
+
+
+def test_trials_need_something_to_be_compared_on() -> None:
+    with pytest.raises(ValueError, match=r"give --distill\.pairs"):
+        TuneConfig(distill=DistillConfig(cache="/c", teacher="/t", output="/o"), output="/s")
+
+
+def test_the_best_configuration_is_a_config_file_of_distill(tmp_path) -> None:
+    config = with_values(
+        BASE, {"refine_weight": 0.123, "loss": LossWeights(pixel=0.5), "optim.grad_clip": float("inf")}
+    )
+    path = tmp_path / "best.toml"
+    path.write_text(to_toml(config))
+    assert "tracking" not in tomllib.loads(path.read_text())
+    job = Job("distill", DistillConfig, plan_distill, distill)
+    assert parse(job, Sources(config=str(path)), []) == config

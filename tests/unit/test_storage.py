@@ -1,0 +1,198 @@
+"""The seam to fsspec: atomic writes, names that stay inside, and retries where they help."""
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipelines import storage
+
+
+class UnreliableFileSystem(MemoryFileSystem):
+    """Object storage that fails as often as it is told to before it does what it is asked for."""
+
+    protocol = "unreliable"
+    failures: list[OSError] = []  # noqa: RUF012 - what comes next is set by each test
+    attempts = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("unreliable://", "memory://"))
+
+    def attempt(self) -> None:
+        type(self).attempts += 1
+        if self.failures:
+            raise self.failures.pop(0)
+
+    def cat_file(self, path: str, **kwargs: object) -> bytes:
+        self.attempt()
+        return super().cat_file(path, **kwargs)
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: object) -> None:
+        self.attempt()
+        super().pipe_file(path, value, **kwargs)
+
+    def exists(self, path: str, **kwargs: object) -> bool:
+        self.attempt()
+        return super().exists(path, **kwargs)
+
+
+RETRIED = (storage.read_bytes, storage.write_bytes, storage.exists, storage.list_files, storage.delete)
+
+
+@pytest.fixture
+def unreliable(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[UnreliableFileSystem]]:
+    """The file system behind unreliable://, empty and in order; waits between attempts take no time."""
+    fsspec.register_implementation("unreliable", UnreliableFileSystem, clobber=True)
+    monkeypatch.setattr(UnreliableFileSystem, "failures", [])
+    monkeypatch.setattr(UnreliableFileSystem, "attempts", 0)
+    for function in RETRIED:
+        monkeypatch.setattr(function.retry, "sleep", lambda _: None)
+    yield UnreliableFileSystem
+    UnreliableFileSystem.store.clear()
+    UnreliableFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_bytes_come_back_from_a_path_and_from_a_file_url(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a" / "b.bin"), b"one")
+    assert storage.read_bytes(f"file://{tmp_path}/a/b.bin") == b"one"
+    assert storage.exists(str(tmp_path / "a" / "b.bin")) and not storage.exists(str(tmp_path / "c"))
+
+
+def test_a_url_of_any_scheme(unreliable: type[UnreliableFileSystem]) -> None:
+    storage.write_bytes("unreliable://bucket/x/b", b"two")
+    storage.write_bytes("unreliable://bucket/x/a/c", b"three")
+    assert storage.read_bytes("unreliable://bucket/x/b") == b"two"
+    assert storage.list_files("unreliable://bucket/x/") == ["a/c", "b"]
+    storage.delete("unreliable://bucket/x/b")
+    assert not storage.exists("unreliable://bucket/x/b")
+    assert unreliable.attempts > 0
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    storage.write_bytes(str(path), b"old")
+    attempts = []
+
+    def full_disk(_: int) -> None:
+        attempts.append(1)
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        storage.write_bytes(str(path), b"new")
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["a"]
+    assert len(attempts) == 1  # a full disk is not a passing trouble
+
+
+def test_readers_never_see_a_part(tmp_path: Path) -> None:
+    url, size = str(tmp_path / "a"), 500_000
+    storage.write_bytes(url, b"0" * size)
+
+    def write(value: bytes) -> None:
+        for _ in range(20):
+            storage.write_bytes(url, value * size)
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in (b"0", b"1")]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers) or not seen:
+        data = storage.read_bytes(url)
+        assert len(data) == size and len(set(data)) == 1
+        seen += 1
+    for writer in writers:
+        writer.join()
+    assert [child.name for child in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(errno.ECONNRESET, "connection reset"),
+        TimeoutError("timed out"),
+        OSError(16, "SlowDown: reduce your request rate"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_passing_troubles_are_retried(unreliable: type[UnreliableFileSystem], error: OSError) -> None:
+    unreliable.failures = [error, error]
+    storage.write_bytes("unreliable://bucket/a", b"x")
+    assert unreliable.attempts == 3
+    unreliable.failures = [error, error]
+    assert storage.read_bytes("unreliable://bucket/a") == b"x"
+    assert unreliable.attempts == 6
+
+
+def test_troubles_that_do_not_pass_are_told_in_the_end(unreliable: type[UnreliableFileSystem]) -> None:
+    unreliable.failures = [TimeoutError(f"timed out {attempt}") for attempt in range(100)]
+    with pytest.raises(TimeoutError, match="timed out 7"):
+        storage.read_bytes("unreliable://bucket/a")
+    assert unreliable.attempts == storage.RETRY_ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("nothing there"), PermissionError("denied"), OSError(errno.EROFS, "read-only")]
+)
+def test_what_cannot_work_is_tried_once(unreliable: type[UnreliableFileSystem], error: OSError) -> None:
+    unreliable.failures = [error]
+    with pytest.raises(type(error)):
+        storage.read_bytes("unreliable://bucket/a")
+    assert unreliable.attempts == 1
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd", "a/.."])
+def test_names_that_climb_out_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="leaves its folder s3://bucket/runs; names must be relative and without"):
+        storage.join("s3://bucket/runs", name)
+
+
+def test_join_keeps_what_looks_alike(tmp_path: Path) -> None:
+    assert storage.join("s3://bucket/runs/", "a..b", "c.json") == "s3://bucket/runs/a..b/c.json"
+    assert storage.join(str(tmp_path), "a/b") == str(tmp_path / "a" / "b")
+    assert storage.name_of("s3://bucket/runs/demo/") == "demo"
+
+
+def test_local_urls_become_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.resolve("runs/demo/") == str(tmp_path / "runs" / "demo")
+    assert storage.resolve(f"file://{tmp_path}/x") == str(tmp_path / "x")
+    assert storage.resolve("~/x") == str(tmp_path / "home" / "x")
+    assert storage.resolve("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.is_local("x") and storage.is_local("file:///x") and not storage.is_local("s3://bucket/x")
+
+
+def test_files_are_listed_in_order_and_relative(tmp_path: Path) -> None:
+    for name in ("b/2", "a", "b/1"):
+        storage.write_bytes(storage.join(str(tmp_path), name), b"")
+    assert storage.list_files(str(tmp_path)) == ["a", "b/1", "b/2"]
+    assert storage.list_files(str(tmp_path / "missing")) == []
+
+
+def test_deleting_twice_is_no_error(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a"), b"")
+    storage.delete(str(tmp_path / "a"))
+    storage.delete(str(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_output_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused_early(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"output .*file cannot be written .*; choose another or mend its permissions"):
+        storage.check_writable(str(tmp_path / "file"))
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"nosuch://x cannot be opened .*; use a path, s3://, or another scheme"):
+        storage.read_bytes("nosuch://x")

@@ -1,0 +1,84 @@
+"""The denoiser's shape, its parts, and what it refuses."""
+
+import pytest
+import torch
+
+from reddit_core.unet import SelfAttention, UNet, UNetConfig
+
+TINY = {"base_channels": 8, "norm_groups": 4, "num_res_blocks": 1}
+
+
+def inputs(height: int, width: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z, low = torch.randn(2, batch, 3, height, width, generator=generator).unbind()
+    return z, low, torch.linspace(0.1, 0.9, batch)
+
+
+@pytest.mark.parametrize(
+    ("config", "multiple"),
+    [
+        (UNetConfig(**TINY, channel_mults=(1,)), 1),
+        (UNetConfig(**TINY, channel_mults=(1, 2), attention_levels=(0, 1)), 2),
+        (UNetConfig(**{**TINY, "num_res_blocks": 2}, channel_mults=(1, 2, 1), attention_levels=(2,), dropout=0.2), 4),
+    ],
+)
+def test_image_in_image_out(config: UNetConfig, multiple: int) -> None:
+    unet = UNet(config)
+    assert config.size_multiple == multiple
+    for height, width in ((multiple, 3 * multiple), (4 * multiple, 2 * multiple)):
+        assert unet(*inputs(height, width)).shape == (2, 3, height, width)
+
+
+def test_every_parameter_is_trained(tiny_unet: UNet) -> None:
+    tiny_unet(*inputs(8, 8)).square().mean().backward()
+    without = [name for name, value in tiny_unet.named_parameters() if value.grad is None or not value.grad.any()]
+    assert without == []
+
+
+def test_it_depends_on_all_three_inputs_and_on_nothing_else(tiny_unet: UNet) -> None:
+    z, low, level = inputs(8, 8)
+    with torch.no_grad():
+        output = tiny_unet(z, low, level)
+        assert torch.equal(output, tiny_unet(z, low, level))
+        for changed in ((z + 0.1, low, level), (z, low + 0.1, level), (z, low, level / 2)):
+            assert (tiny_unet(*changed) - output).abs().max() > 1e-5
+
+
+def test_attention_is_softmax_over_all_positions() -> None:
+    torch.manual_seed(0)
+    attention = SelfAttention(8, 4)
+    features = torch.randn(2, 8, 3, 5)
+    with torch.no_grad():
+        query, key, value = attention.qkv(attention.norm(features)).flatten(2).split(8, dim=1)
+        weights = (torch.einsum("bcq,bck->bqk", query, key) / 8**0.5).softmax(dim=-1)
+        attended = torch.einsum("bqk,bck->bcq", weights, value).reshape(2, 8, 3, 5)
+        torch.testing.assert_close(attention(features), features + attention.out(attended))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    unet = UNet(UNetConfig(**TINY, channel_mults=(1,), dropout=0.5))
+    arguments = inputs(4, 4)
+    with torch.no_grad():
+        assert not torch.equal(unet(*arguments), unet(*arguments))
+        unet.eval()
+        assert torch.equal(unet(*arguments), unet(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_channels": 9}, r"base_channels is 9, .* even and a multiple of norm_groups \(4\); change one"),
+        ({"base_channels": 10}, r"base_channels is 10, but must be even and a multiple of norm_groups \(4\)"),
+        ({"channel_mults": ()}, r"channel_mults is \(\), but needs positive whole numbers"),
+        ({"channel_mults": (1, 0)}, r"channel_mults is \(1, 0\), but needs positive"),
+        ({"attention_levels": (5,)}, r"attention_levels is \(5,\), but there are only the levels 0 to 4"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(settings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**{**TINY, **settings})
+
+
+def test_a_size_that_does_not_halve_is_refused(tiny_unet: UNet) -> None:
+    with pytest.raises(ValueError, match=r"9 x 8 pixels, but the network needs multiples of 2; crop to one, or go"):
+        tiny_unet(*inputs(9, 8))
