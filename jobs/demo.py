@@ -37,7 +37,7 @@ def commands(output: str, teacher: str, *, train: bool) -> Iterator[tuple[Job[An
     yield (
         evaluate.JOB,
         f"--pairs {pairs} --output {output} {experiment} --weights teacher:16={teacher} teacher:2={teacher} "
-        f"{students} student-w0:2={output}/distill-w0/student-2.safetensors",
+        f"{students} student-w0:2={output}/distill-w0/student-2.safetensors --shown input:0 teacher:16 student:2",
     )
 
 

@@ -2,5 +2,15 @@
 
 import os
 
-# MLflow decides about sending usage statistics while it is imported, so this stands before every import of ours.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Ray reads these when it is first imported, on drivers and, through the runtime environment, on workers: its own
+# progress bars and routine messages make way for the jobs' progress lines.
+QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# MLflow decides about sending usage statistics while it is imported.
+for _name, _value in {**QUIET, "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+    os.environ.setdefault(_name, _value)

@@ -2,21 +2,15 @@
 
 import logging
 import os
+import socket
 from typing import Any
 
 import ray
 
+from pipelines import QUIET
 from pipelines.config_parts import ComputeConfig
 
 MIN_LOGICAL_CPUS = 4
-# Ray Data and Ray Train report progress through our own lines instead (see RAY notes in infra/README.md).
-QUIET = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_LOG_LEVEL": "WARNING",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 def start_ray(*, dashboard: bool = False) -> None:
@@ -25,21 +19,31 @@ def start_ray(*, dashboard: bool = False) -> None:
     A local cluster has at least four logical CPUs, because Ray Data and Ray Train starve each other on
     two. Its `dashboard`, on loopback, costs seconds; sweeps need it to take back what stopped trials held.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
+    variables = {name: os.environ[name] for name in QUIET}
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in QUIET}},
+        "runtime_env": {"env_vars": variables},
         "logging_level": logging.ERROR,
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
+        options["dashboard_port"] = free_port()
+        # Said outright, because workers look for the dashboard among the processes of the machine, and several
+        # clusters on one machine confuse them.
+        variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options['dashboard_port']}"
     ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def num_gpus() -> int:

@@ -7,6 +7,7 @@ Field docstrings become the help of the flags. Values that could never work are 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipelines import storage
 from pipelines.config_parts import (
     CheckpointConfig,
     ComputeConfig,
@@ -208,6 +209,8 @@ class EvaluateConfig:
     """URL of the report."""
     weights: tuple[str, ...] = ()
     """Weights to judge, each as NAME:STEPS=URL, such as student:2=runs/demo/distill/student-2.safetensors."""
+    shown: tuple[str, ...] = ()
+    """Methods in before_after.png as NAME:STEPS, such as input:0 student:2; empty shows all."""
     split: Split = "validation"
     """Split of the pairs that is used."""
     seeds: IntList = (0,)
@@ -226,6 +229,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         make_absolute(self, "pairs", "output", "lpips")
+        parts = (text.partition("=") for text in self.weights)
+        absolute = tuple(f"{head}={storage.resolve(url)}" if url else head for head, _, url in parts)
+        object.__setattr__(self, "weights", absolute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +249,9 @@ class EnhanceConfig:
     seed: int = 0
     """Seed of the sampler's noise."""
     tile: int = 1024
-    """Side of the tiles that larger images are split into."""
+    """Side of the tiles that larger images are split into; larger ones need more memory and less time."""
     overlap: int = 64
-    """Pixels over which neighbouring tiles are blended."""
+    """Pixels over which neighbouring tiles are blended, at most a quarter of a tile."""
     compare: bool = False
     """Also write the input and the result side by side."""
     norm_groups: int = 32
@@ -255,10 +261,30 @@ class EnhanceConfig:
 
     def __post_init__(self) -> None:
         make_absolute(self, "source", "output", "weights")
+        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
+        require(self.tile >= 64, f"tile is {self.tile}, but must be at least 64 pixels; 1024 is usual")
         require(
-            0 <= self.overlap < self.tile,
-            f"overlap is {self.overlap}, but must be at least 0 and less than the tile's {self.tile}",
+            0 <= self.overlap <= self.tile // 4,
+            f"overlap is {self.overlap}, but must be between 0 and a quarter of the tile's {self.tile}; 64 is usual",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export a student with its sampler unrolled: ONNX and torch.export, checked against torch."""
+
+    weights: str
+    """URL of the student's weights."""
+    output: str
+    """URL of the folder to write student.onnx, student.pt2 and the model card to."""
+    steps: int = 0
+    """Sampling steps; 0 takes the number that the weights were distilled for."""
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "weights", "output")
+        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import reporting, runs, storage
+from pipelines import reporting, runs, storage, student_registry
 from pipelines.caches import CachedRecords, OnlineRecords, find_cache, online_shards
 from pipelines.config import DistillConfig
 from pipelines.order import Order
@@ -149,12 +149,17 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     runs.record_config(config.output, config)
     if runs.finished(config.output, names):
         return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
+    teacher_sha256 = sha256_of(config.teacher)
     with runs.tracked_run(config.tracking, config.output, config, job="distill", parent=parent) as run:
+        student_registry.log_inputs(run, config, teacher_sha256)
         runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
+        last = storage.join(config.output, names[-1])
+        model = student_registry.register(run, config, last, teacher_sha256)
     report = Report(
         title="Students",
         rows=student_rows(config),
-        facts={"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight},
+        facts={"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
+        | ({"mlflow_model": model} if model else {}),
         url=config.output,
     )
     reporting.save(report)

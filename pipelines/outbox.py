@@ -54,8 +54,8 @@ class Outbox(Generic[Item]):
         self._lock = threading.Lock()
         self._wake, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread: threading.Thread | None = None
-        self._in_flight = 0
-        self._given_up = 0
+        self._in_flight: list[Item] = []
+        self.given_up = 0
 
     def put(self, items: Iterable[Item]) -> None:
         """Adds items and returns at once."""
@@ -67,15 +67,15 @@ class Outbox(Generic[Item]):
                 self._thread.start()
         self._wake.set()
 
-    def close(self, timeout_s: float) -> int:
-        """Delivers what it can within `timeout_s` seconds; returns the number of items that were never delivered."""
+    def close(self, timeout_s: float) -> list[Item]:
+        """Delivers what it can within `timeout_s` seconds; returns the items that still wait."""
         self._closing.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
         self._abandoned.set()
         with self._lock:
-            return len(self._queue) + self._in_flight + self._given_up
+            return [*self._in_flight, *self._queue]
 
     def _trim(self) -> None:
         excess = len(self._queue) - self._capacity
@@ -84,9 +84,9 @@ class Outbox(Generic[Item]):
         self._give_up(max(excess, 0), f"more than {self._capacity} were waiting")
 
     def _give_up(self, count: int, reason: str) -> None:
-        if count and not self._given_up:
+        if count and not self.given_up:
             logger.warning("%s: gave up %d items, since %s; later losses are counted only", self._name, count, reason)
-        self._given_up += count
+        self.given_up += count
 
     def _work(self) -> None:
         delay = 0.0
@@ -108,7 +108,7 @@ class Outbox(Generic[Item]):
         while not self._abandoned.is_set():
             with self._lock:
                 batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
-                self._in_flight = len(batch)
+                self._in_flight = batch
             if not batch:
                 return 0.0
             try:
@@ -120,11 +120,11 @@ class Outbox(Generic[Item]):
                 return min(MAX_BACKOFF_S, 2 * delay or 1.0)
             except RefusedError as error:
                 with self._lock:
-                    self._in_flight = 0
+                    self._in_flight = []
                     self._give_up(len(batch), str(error))
             else:
                 with self._lock:
-                    self._in_flight = 0
+                    self._in_flight = []
                 if delay:
                     logger.warning("%s: back again", self._name)
                     delay = 0.0
@@ -133,5 +133,5 @@ class Outbox(Generic[Item]):
     def _put_back(self, batch: Sequence[Item]) -> None:
         with self._lock:
             self._queue.extendleft(reversed(batch))
-            self._in_flight = 0
+            self._in_flight = []
             self._trim()

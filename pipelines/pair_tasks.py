@@ -7,8 +7,8 @@ Both tasks write what they found before they return it, so that a job that was k
 
 import hashlib
 import json
-import pickle
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +28,7 @@ READERS = 8
 PROGRESS_EVERY_S = 10.0
 # Notes of an unfinished job, beside its shards.
 SURVEY, PIECES = "survey", "pieces"
+CHANGED = "its normal image changed while it was being read; run the job again"
 UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
@@ -37,7 +38,7 @@ class Surveyed:
 
     Attributes:
         pair_id, low, normal: as in `PairSource`.
-        file_sha256, file_bytes: of the normal image's file.
+        file_bytes, file_crc32: of the normal image's file; they tell whether it changes while the job runs.
         normal_sha256: of its pixels (`images.fingerprint`), so that it is recognized in another encoding.
         width, height: of the upright image, in pixels.
         problem: why the normal image cannot be used, else empty.
@@ -46,8 +47,8 @@ class Surveyed:
     pair_id: str
     low: str
     normal: str
-    file_sha256: str = ""
     file_bytes: int = 0
+    file_crc32: int = 0
     normal_sha256: str = ""
     width: int = 0
     height: int = 0
@@ -89,6 +90,15 @@ class ShardResult:
 Result = TypeVar("Result")
 
 
+def surveyed_from(rows: list[dict[str, Any]]) -> list[Surveyed]:
+    return [Surveyed(**row) for row in rows]
+
+
+def result_from(document: dict[str, Any]) -> ShardResult:
+    entry = shards.ShardEntry(**document["entry"]) if document["entry"] else None
+    return ShardResult(**{**document, "entry": entry})
+
+
 def fetch(url: str) -> bytes | ValueError:
     """A file's bytes, or why there are none; errors that concern more than this file are raised."""
     try:
@@ -98,7 +108,11 @@ def fetch(url: str) -> bytes | ValueError:
 
 
 def fetch_all(urls: Sequence[str]) -> Iterator[bytes | ValueError]:
-    """The files in order; a few are read ahead, while the caller works on those before them."""
+    """The files in order; from object storage a few are read ahead, while the caller works on those before them."""
+    if all(storage.is_local(url) for url in urls):
+        # Decoders hold the interpreter, so a thread would wait longer for them than for the disk.
+        yield from map(fetch, urls)
+        return
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[Future[bytes | ValueError]] = deque()
         for url in urls:
@@ -132,8 +146,8 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
     assert isinstance(data, bytes)
     return replace(
         member,
-        file_sha256=hashlib.sha256(data).hexdigest(),
         file_bytes=len(data),
+        file_crc32=zlib.crc32(data),
         normal_sha256=images.fingerprint(image),
         width=image.width,
         height=image.height,
@@ -174,8 +188,8 @@ def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueErr
     Raises:
         ValueError: with the reason, if the low image is unusable or of another size, or the normal one changed.
     """
-    if isinstance(normal, ValueError) or hashlib.sha256(normal).hexdigest() != member.file_sha256:
-        raise ValueError("its normal image changed while it was being read; run the job again")
+    if isinstance(normal, ValueError) or (len(normal), zlib.crc32(normal)) != (member.file_bytes, member.file_crc32):
+        raise ValueError(CHANGED)
     try:
         image = load(low)
     except ValueError as error:
@@ -198,8 +212,12 @@ def read_result(output: str, name: str) -> ShardResult:
     return ShardResult(name=name, entry=shards.read_commit_record(output, name), **piece)
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], what: str) -> Iterator[Result]:
+def run_tasks(
+    function: Callable[[Task], Result], parse: Callable[[Any], Result], tasks: Sequence[Task], what: str
+) -> Iterator[Result]:
     """Results of a function over tasks, one Ray task each, as they come; shows the rate and the time left.
+
+    Results travel as JSON, since Ray Data would pickle objects; `parse` makes them what they were.
 
     Raises:
         OSError: with the words of the first one that the function raised.
@@ -212,9 +230,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], what: s
         try:
             result = function(Task(name=row["name"], members=members, split=row["split"]))
         except OSError as error:  # Ray Data would bury it under its own traces
-            return {"num_pairs": len(members), "result": b"", "error": f"{type(error).__name__}: {error}"}
-        # Ray Data would wrap an object in a pickle and warn; bytes pass as they are.
-        return {"num_pairs": len(members), "result": pickle.dumps(result), "error": ""}
+            return {"num_pairs": len(members), "result": "", "error": f"{type(error).__name__}: {error}"}
+        return {"num_pairs": len(members), "result": json.dumps(result, default=asdict), "error": ""}
 
     rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks)).map(work).iter_rows()
     num_pairs, done = sum(len(task.members) for task in tasks), 0
@@ -228,4 +245,4 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], what: s
             shown, rate = now, done / (now - started)
             left = (num_pairs - done) / rate
             Console().print(f"{what}: {done} of {num_pairs} pairs, {rate:.1f} pairs/s, {left:.0f} s left")
-        yield pickle.loads(row["result"])
+        yield parse(json.loads(row["result"]))

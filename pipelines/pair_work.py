@@ -17,7 +17,7 @@ from pipelines import layouts, pair_tables, pair_tasks, scenes, shards, storage
 from pipelines.config import IngestConfig
 from pipelines.layouts import PairSource
 from pipelines.pair_index import IndexRow, read_index
-from pipelines.pair_tasks import READERS, SURVEY, Darkening, ShardResult, Surveyed, Task
+from pipelines.pair_tasks import CHANGED, READERS, SURVEY, Darkening, ShardResult, Surveyed, Task
 from pipelines.redaction import redact
 from pipelines.scenes import Assignment, Member
 from pipelines.shards import Manifest
@@ -126,7 +126,7 @@ def run_survey(work: Work) -> dict[str, Surveyed]:
     ]
     tasks = [Task(name=f"{work.key}-{digest(part)}", members=part) for part in chunks(missing, config.pairs_per_shard)]
     survey = partial(pair_tasks.survey, output=config.output)
-    for rows in pair_tasks.run_tasks(survey, tasks, "reading normal images"):
+    for rows in pair_tasks.run_tasks(survey, pair_tasks.surveyed_from, tasks, "reading normal images"):
         known.update((row.pair_id, row) for row in rows)
     return known
 
@@ -154,7 +154,7 @@ def chunks(rows: Iterable[Surveyed], size: int) -> Iterator[tuple[Surveyed, ...]
 
 def digest(members: Iterable[Surveyed], *more: str) -> str:
     """Names a list of pairs: the same for the same pairs with the same normal images."""
-    names = [f"{member.pair_id}\n{member.file_sha256}" for member in members]
+    names = [f"{member.pair_id}\n{member.file_bytes} {member.file_crc32}" for member in members]
     return hashlib.sha256("\n".join([*names, *more]).encode()).hexdigest()[:12]
 
 
@@ -209,9 +209,16 @@ def run_shards(work: Work, tasks: Sequence[Task]) -> list[ShardResult]:
     missing = [task for task in tasks if task.name not in results]
     darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
     write_pairs = partial(pair_tasks.write_pairs, output=output, darkening=darkening)
-    for result in pair_tasks.run_tasks(write_pairs, missing, "writing pairs"):
+    for result in pair_tasks.run_tasks(write_pairs, pair_tasks.result_from, missing, "writing pairs"):
         results[result.name] = result
+        if CHANGED in result.broken.values():
+            clear_folder(storage.join(output, SURVEY))  # it is out of date
     return [results[task.name] for task in tasks]
+
+
+def clear_folder(url: str) -> None:
+    for name in storage.list_files(url):
+        storage.delete(storage.join(url, name))
 
 
 def finished_shards(output: str, tasks: Sequence[Task]) -> list[ShardResult]:

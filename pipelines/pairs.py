@@ -21,6 +21,7 @@ from pipelines.pair_work import (
     Work,
     assign_splits,
     check_share,
+    clear_folder,
     find_work,
     plan_shards,
     run_shards,
@@ -128,15 +129,11 @@ def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict
 def clear(output: str, manifest: Manifest) -> None:
     """Removes the notes of unfinished jobs, and shards that no plan holds any more."""
     keep = {entry.name for entry in manifest.shards}
-    leftover = [f"shards/{n}" for n in storage.list_files(storage.join(output, "shards")) if stem(n) not in keep]
+    for name in storage.list_files(storage.join(output, "shards")):
+        if name.rpartition(".")[0] not in keep:
+            storage.delete(storage.join(output, "shards", name))
     for folder in (SURVEY, PIECES):
-        leftover += [f"{folder}/{name}" for name in storage.list_files(storage.join(output, folder))]
-    for name in leftover:
-        storage.delete(storage.join(output, name))
-
-
-def stem(name: str) -> str:
-    return name.rpartition(".")[0]
+        clear_folder(storage.join(output, folder))
 
 
 def summary(work: Work, manifest: Manifest, title: str, figures: Mapping[str, Any] | None = None) -> Report:

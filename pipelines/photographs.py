@@ -49,7 +49,5 @@ def read_photograph(package: str, name: str) -> NDArray[np.uint8]:
 def pieces(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The image in overlapping squares that together cover it."""
     size = min(PIECE, *image.shape[:2])
-    corners = [
-        np.unique(np.linspace(0, length - size, -(-length // size)).astype(int)) for length in image.shape[:2]
-    ]
+    corners = [np.unique(np.linspace(0, length - size, -(-length // size)).astype(int)) for length in image.shape[:2]]
     return [image[y : y + size, x : x + size] for y in corners[0] for x in corners[1]]

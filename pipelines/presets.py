@@ -22,13 +22,37 @@ PAPER_UNET: Settings = {
     "unet.num_res_blocks": 2,
 }
 
+DISTILL: Mapping[str, Settings] = {
+    "demo": {
+        "segment.crop": 64,
+        "segment.crops": 16,
+        "optim.steps": 200,
+        "optim.learning_rate": 3e-4,
+        "optim.warmup-steps": 20,
+        "optim.precision": "bf16",
+        "checkpoint.every": 100,
+        "checkpoint.validate-every": 100,
+    },
+    "lol-cpu": {
+        "segment.crop": 80,
+        "segment.crops": 8,
+        "optim.steps": 800,
+        "optim.batch_size": 8,
+        "optim.learning_rate": 2e-4,
+        "optim.precision": "bf16",
+        "checkpoint.every": 250,
+        "checkpoint.validate-every": 500,
+    },
+}
+
 PRESETS: Mapping[str, Mapping[str, Settings]] = {
     "train_teacher": {
         "demo": {
             **SMALL_UNET,
             "crop": 64,
-            "optim.steps": 6000,
-            "optim.learning_rate": 1e-3,
+            "optim.steps": 3000,
+            "optim.batch_size": 8,
+            "optim.learning_rate": 8e-4,
             "optim.precision": "bf16",
             "checkpoint.every": 500,
             "checkpoint.validate-every": 1000,
@@ -49,26 +73,7 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         "demo": {"segment.crop": 64, "segment.crops": 16, "precision": "bf16"},
         "lol-cpu": {"segment.crop": 80, "segment.crops": 8, "precision": "bf16"},
     },
-    "distill": {
-        "demo": {
-            "segment.crop": 64,
-            "segment.crops": 16,
-            "optim.steps": 200,
-            "optim.learning_rate": 3e-4,
-            "optim.warmup-steps": 20,
-            "optim.precision": "bf16",
-            "checkpoint.every": 100,
-            "checkpoint.validate-every": 100,
-        },
-        "lol-cpu": {
-            "segment.crop": 80,
-            "segment.crops": 8,
-            "optim.steps": 800,
-            "optim.batch_size": 8,
-            "optim.learning_rate": 2e-4,
-            "optim.precision": "bf16",
-            "checkpoint.every": 250,
-            "checkpoint.validate-every": 500,
-        },
-    },
+    "distill": DISTILL,
+    # A sweep's distillation is set like any other.
+    "tune": {name: {f"distill.{key}": value for key, value in settings.items()} for name, settings in DISTILL.items()},
 }

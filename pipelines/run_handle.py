@@ -14,7 +14,11 @@ SQLITE = "sqlite:///"
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a run is made from when it is not there yet; the same request always leads to the same run."""
+    """What a run is made from when it is not there yet; the same request always leads to the same run.
+
+    Attributes:
+        name: by convention the URL of the job's output, where what could not be sent waits (`unsent.py`).
+    """
 
     experiment: str
     name: str
@@ -26,7 +30,7 @@ class RunRequest:
     def key(self) -> str:
         """Names the run within its experiment: a hash of its name and its parent's."""
         parent = self.parent.request.key if self.parent and self.parent.request else ""
-        return hashlib.sha256(f"{parent}\n{self.name}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{parent}\n{redact(self.name)}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[An
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=loop.checkpoint.keep),
             callbacks=list(callbacks),
+            # Statically, ray.train still names the first version of this class, which has no such field.
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
         datasets={"train": resumable(output, stream, compute.workers)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True, resource_limits=ready)),

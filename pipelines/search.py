@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
-from pipelines import distillation, reporting, runs, search_results, storage, tracking
+from pipelines import distillation, reporting, runs, search_results, storage, student_registry, tracking
 from pipelines.config import TuneConfig
 from pipelines.reporting import Report
 from pipelines.search_progress import SweepProgress, watching
@@ -33,8 +33,12 @@ DRIVER_CPUS = 0.1
 # What one trial's Ray Data tasks need beside its workers, on average; on too few they never get a turn.
 DATA_CPUS = 0.25
 ASHA_REDUCTION = 3
-# How often Tune saves which trials there are; those begun since would be begun anew after a kill.
-SNAPSHOT_S = "5"
+SETTINGS = {
+    # How often Tune saves which trials there are; those begun since would be begun anew after a kill.
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # Only the older output can be silenced; SweepProgress says what happens.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 # A trial's driver may be lost with its node; its own workers are restarted by Ray Train.
 MAX_FAILURES = 2
 
@@ -206,7 +210,7 @@ def tune(config: TuneConfig) -> Report:
     with runs.tracked_run(config.distill.tracking, config.output, config, job="tune") as run:
         report = search_results.saved(config.output) if done else search(sweep, run)
         if config.then_distill:
-            best = sweep.full_config(search_results.best_values(report, sweep.dimensions))
+            best = sweep.full_config(search_results.saved_best(config.output, sweep.dimensions))
             distilled = distillation.distill(best, parent=run)
             report = replace(report, facts={**report.facts, "then_distill": distilled.title})
     return report
@@ -215,9 +219,11 @@ def tune(config: TuneConfig) -> Report:
 def search(sweep: Sweep, run: RunHandle) -> Report:
     """Runs the trials and writes what came of them."""
     check_asha(sweep.config)
-    search_results.log_caches(run, sweep.config.distill)
+    base = sweep.config.distill
+    student_registry.log_inputs(run, base, distillation.sha256_of(base.teacher))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_S)
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     with tracking.RunWriter(run) as writer, watching(sweep, run, writer) as watch:
         grid = make_tuner(sweep, run).fit()
         results = [grid[index] for index in range(len(grid))]

@@ -7,24 +7,24 @@ from matplotlib.figure import Figure
 
 from pipelines.reporting import Row
 from pipelines.search_space import Dimension
-from pipelines.sweep import OBJECTIVE, STEP
+from pipelines.sweep import OBJECTIVE, Sweep
 
 CURVES = "learning_curves.png"
 FINISHED, STOPPED, BEST = "tab:blue", "0.6", "tab:red"
 Curve = tuple[Sequence[int], Sequence[float]]
 
 
-def draw(
-    rows: Sequence[Row], dimensions: Sequence[Dimension], curves: Mapping[str, Curve], metric: str
-) -> dict[str, bytes]:
+def draw(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) -> dict[str, bytes]:
     """The objective against each searched setting, and every trial's objective by step; PNG bytes by file name.
 
     Args:
+        sweep: what was searched.
         rows: the table of trials, the best first.
         curves: (steps, objective) by trial.
     """
-    plots = {f"{dimension.key}.png": draw_dimension(rows, dimension, metric) for dimension in dimensions}
-    return {**plots, CURVES: draw_curves(rows, curves, metric)}
+    metric = sweep.config.metric
+    plots = {f"{dimension.key}.png": draw_dimension(rows, dimension, metric) for dimension in sweep.dimensions}
+    return {**plots, CURVES: draw_curves(sweep, rows, curves)}
 
 
 def draw_dimension(rows: Sequence[Row], dimension: Dimension, metric: str) -> bytes:
@@ -54,15 +54,17 @@ def place(dimension: Dimension, value: float) -> float:
     return dimension.values.index(value) if dimension.kind == "choice" else value
 
 
-def draw_curves(rows: Sequence[Row], curves: Mapping[str, Curve], metric: str) -> bytes:
+def draw_curves(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) -> bytes:
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step, over all stages", ylabel=f"{metric} (validation)")
+    axes = figure.add_subplot(xlabel="step, over all stages", ylabel=f"{sweep.config.metric} (validation)")
     for row in reversed(rows):
         color = BEST if row is rows[0] else FINISHED if row["outcome"] == "finished" else STOPPED
         steps, values = curves[row["trial"]]
         label = f"{row['trial']} (best)" if row is rows[0] else None
         axes.plot(steps, values, marker=".", color=color, linewidth=2 if row is rows[0] else 1, label=label)
-    axes.set_xlim(0, max(row[STEP] for row in rows) * 1.02)
+    for end in range(sweep.steps_per_stage, sweep.num_steps, sweep.steps_per_stage):
+        axes.axvline(end, color=STOPPED, linestyle=":", linewidth=1)
+    axes.set_xlim(0, sweep.num_steps * 1.02)
     axes.legend()
     return png(figure)
 

@@ -1,23 +1,23 @@
 """What a sweep leaves: the table of its trials, the best configuration, plots."""
 
-import hashlib
 import json
+import math
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from ray.tune import Result
 
-from pipelines import reporting, search_plots, shards, storage, tracking
-from pipelines.caches import find_cache
+from pipelines import reporting, search_plots, shards, storage
 from pipelines.config import DistillConfig, TuneConfig
 from pipelines.reporting import Report, Row
 from pipelines.search_space import METRICS, Dimension, Values
 from pipelines.sweep import OBJECTIVE, STEP, Sweep
-from pipelines.tracking import RunHandle, RunWriter
+from pipelines.tracking import RunWriter
 
 BEST, CONFIG, PLOTS = "best.toml", "config.json", "plots"
 # Settings that a rerun may change, because the trials' results do not depend on them.
@@ -39,19 +39,14 @@ def record(config: TuneConfig) -> None:
     storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
 
 
-def log_caches(run: RunHandle, config: DistillConfig) -> None:
-    """Records the caches that all trials read."""
-    if config.trajectories == "cache":
-        sha256 = hashlib.sha256(storage.read_bytes(config.teacher)).hexdigest()
-        for stage in config.stages:
-            url, manifest = find_cache(config.cache, stage, sha256, config.segment)
-            tracking.log_dataset(run, f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key)
-
-
 def table(results: Sequence[Result], dimensions: Sequence[Dimension], num_steps: int) -> list[Row]:
     """One row per trial, those that reached the last step first, the best of them on top."""
     rows = [row_of(result, dimensions, num_steps) for result in results]
-    return sorted(rows, key=lambda row: (row["outcome"] == "finished", row[STEP], row[OBJECTIVE] or 0), reverse=True)
+
+    def rank(row: Row) -> tuple[bool, int, float]:
+        return row["outcome"] == "finished", row[STEP], -math.inf if row[OBJECTIVE] is None else row[OBJECTIVE]
+
+    return sorted(rows, key=rank, reverse=True)
 
 
 def row_of(result: Result, dimensions: Sequence[Dimension], num_steps: int) -> Row:
@@ -59,7 +54,7 @@ def row_of(result: Result, dimensions: Sequence[Dimension], num_steps: int) -> R
     step = int(metrics.get(STEP, 0))
     outcome = "failed" if result.error else "finished" if step >= num_steps else "stopped"
     values = {dimension.key: (result.config or {}).get(dimension.key) for dimension in dimensions}
-    figures = {name: metrics[name] for name in METRICS if name in metrics}
+    figures = {name: metrics.get(name) for name in METRICS}
     trial = storage.name_of(result.path)
     return {"trial": trial, "outcome": outcome, STEP: step, **values, OBJECTIVE: metrics.get(OBJECTIVE), **figures}
 
@@ -77,17 +72,26 @@ def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
             f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); mend the cause "
             "and run the same command again"
         )
-    facts = {"metric": config.metric, "best": rows[0]["trial"], BEST: storage.join(config.output, BEST)}
-    report = Report(title=f"Trials, best first by {config.metric}", rows=rows, facts=facts, url=config.output)
+    counts = Counter(str(row["outcome"]) for row in rows)
+    facts = {"metric": config.metric, **counts, "best": rows[0]["trial"], BEST: storage.join(config.output, BEST)}
+    title = f"Trials, best first by {config.metric}"
+    report = Report(title=title, rows=rows, facts=facts, url=config.output)
     curves = {storage.name_of(result.path): curve_of(result) for result in results}
-    plots = search_plots.draw(rows, dimensions, curves, config.metric)
+    plots = search_plots.draw(sweep, rows, curves)
     for name, data in plots.items():
         storage.write_bytes(storage.join(config.output, PLOTS, name), data)
     reporting.save(report)
-    best = to_toml(sweep.full_config(best_values(report, dimensions))).encode()
+    best = to_toml(sweep.full_config(best_values(rows, dimensions))).encode()
     storage.write_bytes(storage.join(config.output, BEST), best)
     log_results(writer, rows, plots, best)
-    return report
+    return replace(report, rows=shown(rows, config.metric))
+
+
+def shown(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The table as the terminal has room for it; report.json has all of it."""
+    hidden = {STEP, *(name for name in METRICS if name.endswith("_gt_mean"))}
+    hidden |= {OBJECTIVE} if metric in METRICS else set()
+    return [{name.rpartition(".")[2]: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
 def log_results(writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes], best: bytes) -> None:
@@ -98,7 +102,7 @@ def log_results(writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, byte
             path = Path(folder, name)
             path.write_bytes(data)
             writer.artifact(path, PLOTS if name in plots else "")
-    writer.metrics({f"best/{name}": rows[0][name] for name in METRICS if name in rows[0]}, step=len(rows))
+    writer.metrics({f"best/{name}": rows[0][name] for name in METRICS if rows[0][name] is not None}, step=len(rows))
 
 
 def describe_errors(results: Sequence[Result]) -> str:
@@ -119,7 +123,14 @@ def saved(output: str) -> Report:
     """The report of a sweep that is done."""
     document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
     facts = {name: value for name, value in document.items() if name not in ("title", "rows")}
-    return Report(title=f"The sweep is already done: {output}", rows=document["rows"], facts=facts)
+    rows = shown(document["rows"], document["metric"])
+    return Report(title=f"The sweep is already done: {output}", rows=rows, facts=facts)
+
+
+def saved_best(output: str, dimensions: Sequence[Dimension]) -> Values:
+    """The searched settings of the best trial of a sweep that is done."""
+    document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
+    return best_values(document["rows"], dimensions)
 
 
 def to_toml(config: DistillConfig) -> str:
@@ -137,6 +148,6 @@ def to_toml(config: DistillConfig) -> str:
     return tomli_w.dumps(settings)
 
 
-def best_values(report: Report, dimensions: Sequence[Dimension]) -> Values:
-    """The searched settings of the sweep's best trial."""
-    return {dimension.key: report.rows[0][dimension.key] for dimension in dimensions}
+def best_values(rows: Sequence[Row], dimensions: Sequence[Dimension]) -> Values:
+    """The searched settings of the best trial, which is on top."""
+    return {dimension.key: rows[0][dimension.key] for dimension in dimensions}

@@ -18,6 +18,8 @@ from safetensors.torch import load
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 from torch import Tensor
 
+from reddit_core.weights import is_pth
+
 RETRY_ATTEMPTS = 8
 # Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -151,7 +153,7 @@ def read_tensors(url: str) -> dict[str, Tensor]:
         data = read_bytes(url)
     except FileNotFoundError:
         raise ValueError(f"there is no state dict at {url}; give the URL of a .safetensors or .pth file") from None
-    if data[:2] == b"PK":
+    if is_pth(data):
         state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return state
     return dict(load(data))

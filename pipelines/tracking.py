@@ -36,13 +36,14 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
 import reddit_core
-from pipelines import student_model
+from pipelines import student_model, unsent
 from pipelines.config_parts import TrackingConfig, require
 from pipelines.model_card import ModelCard
 from pipelines.outbox import RefusedError, UnavailableError
 from pipelines.redaction import flatten, redact
 from pipelines.run_handle import OFF, RunHandle, RunRequest, default_uri, embedded_store, resolve_uri
-from pipelines.writer import BufferedWriter, File, Point
+from pipelines.unsent import File, Point
+from pipelines.writer import METRICS_PER_BATCH, BufferedWriter
 
 # MLflow retries for minutes by default; here outboxes do that, and drivers do not wait. The user's own settings win.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -50,6 +51,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# Says at every attempt what the outbox says once.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
 WEIGHTS_TAG = "reddit.weights_sha256"
@@ -113,7 +116,7 @@ def plan_run(
     uri = resolve_uri(tracking.uri) if tracking.uri else default_uri()
     version = {"reddit.version": metadata.version("reddit-on-ray")}
     all_tags = {**context_registry.resolve_tags(), **version, **(tags or {})}
-    return RunHandle(uri, "", RunRequest(tracking.experiment, redact(name), dict(flatten(config)), all_tags, parent))
+    return RunHandle(uri, "", RunRequest(tracking.experiment, name, dict(flatten(config)), all_tags, parent))
 
 
 def open_run(
@@ -161,10 +164,10 @@ def _ensure_run(client: MlflowClient, handle: RunHandle, *, resume: bool = True)
     experiment_id = _ensure_experiment(client, handle.uri, request.experiment)
     if found := _runs_of(client, experiment_id, request):
         return _continue_run(client, found[0], request) if resume else str(found[0].info.run_id)
-    tags = {**request.tags, RUN_NAME_TAG: request.name, RUN_KEY_TAG: request.key}
+    tags = {**request.tags, RUN_NAME_TAG: redact(request.name), RUN_KEY_TAG: request.key}
     if request.parent is not None and (parent_id := _ensure_run(client, request.parent)):
         tags[PARENT_TAG] = parent_id
-    shown_name = "/".join(request.name.rstrip("/").split("/")[-2:])
+    shown_name = "/".join(redact(request.name).rstrip("/").split("/")[-2:])
     run_id: str = client.create_run(experiment_id, tags=tags, run_name=shown_name).info.run_id
     first = _runs_of(client, experiment_id, request)[0]
     if first.info.run_id != run_id:  # somebody else created it at the same moment; all agree on the first
@@ -224,7 +227,9 @@ def close_run(handle: RunHandle, status: Status) -> None:
 
 
 def end_run(handle: RunHandle, status: Status, tags: Mapping[str, str]) -> None:
-    """Ends a run with further tags; one that has ended so already keeps the time at which it did.
+    """Ends a run with further tags, and sends what waits beside its output.
+
+    One that has ended so already keeps the time at which it did.
 
     Raises:
         UnavailableError: if the server is away.
@@ -235,9 +240,31 @@ def end_run(handle: RunHandle, status: Status, tags: Mapping[str, str]) -> None:
     with _reaching(handle.uri):
         client = _connect(handle.uri)
         run = client.get_run(_ensure_run(client, handle, resume=False))
+        _send_unsent(client, run.info.run_id, handle.request.name)
         client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if run.info.status != status:
             client.set_terminated(run.info.run_id, status)
+
+
+def _send_unsent(client: MlflowClient, run_id: str, output: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="reddit-unsent-") as scratch:
+        for parcel in unsent.parcels(output, Path(scratch)):
+            for start in range(0, len(parcel.points), METRICS_PER_BATCH):
+                _send_points(client, run_id, parcel.points[start : start + METRICS_PER_BATCH])
+            for file in parcel.files:
+                _send_file(client, run_id, file)
+            unsent.delete(parcel)
+
+
+def _send_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points], synchronous=True)
+
+
+def _send_file(client: MlflowClient, run_id: str, file: File) -> None:
+    if file.pixels is not None:
+        client.log_image(run_id, file.pixels, key=file.name, step=file.step, synchronous=True)
+    else:
+        client.log_artifact(run_id, str(file.path), file.name or None)
 
 
 def log_dataset(handle: RunHandle, name: str, url: str, key: str) -> None:
@@ -283,16 +310,18 @@ class _Link:
 
     def send_metrics(self, points: Sequence[Point]) -> None:
         with _reaching(self._handle.uri):
-            client, run_id = self._reach()
-            client.log_batch(run_id, metrics=[Metric(*point) for point in points], synchronous=True)
+            _send_points(*self._reach(), points)
 
     def send_file(self, file: File) -> None:
         with _reaching(self._handle.uri):
-            client, run_id = self._reach()
-            if file.pixels is not None:
-                client.log_image(run_id, file.pixels, key=file.name, step=file.step, synchronous=True)
-            else:
-                client.log_artifact(run_id, str(file.path), file.name or None)
+            _send_file(*self._reach(), file)
+
+    def keep(self, points: Sequence[Point], files: Sequence[File]) -> None:
+        assert self._handle.request is not None
+        try:
+            unsent.save(self._handle.request.name, points, files)
+        except (OSError, ValueError) as error:
+            logger.warning("they could not be kept at %s either (%s)", redact(self._handle.request.name), error)
 
     def read_load(self) -> dict[str, float]:
         """`system/...`, the names under which MLflow's own monitors log."""

@@ -7,36 +7,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.outbox import Outbox
+from pipelines.unsent import File, Point
 
 METRICS_PER_BATCH, METRICS_KEPT, METRICS_INTERVAL_S = 500, 200_000, 1.0
 FILES_KEPT = 64
 LOAD_INTERVAL_S = 10.0
 
 logger = logging.getLogger(__name__)
-
-
-class Point(NamedTuple):
-    """One value of a metric; sending the same point twice leaves one."""
-
-    name: str
-    value: float
-    timestamp_ms: int
-    step: int
-
-
-class File(NamedTuple):
-    """An image (pixels, uint8 [H, W, 3]) to show under `name`, or a copied file for the artifact folder `name`."""
-
-    name: str
-    step: int = 0
-    pixels: NDArray[np.uint8] | None = None
-    path: Path = Path()
 
 
 class Link(Protocol):
@@ -47,6 +30,9 @@ class Link(Protocol):
     def send_metrics(self, points: Sequence[Point]) -> None: ...
 
     def send_file(self, file: File) -> None: ...
+
+    def keep(self, points: Sequence[Point], files: Sequence[File]) -> None:
+        """Stores what could not be sent, for later."""
 
     def read_load(self) -> Mapping[str, float]:
         """The machine's load now, by metric name."""
@@ -100,15 +86,16 @@ class BufferedWriter:
         self._files.put([File(folder, path=copy)])
 
     def close(self, timeout_s: float = 10) -> None:
-        """Delivers what it can within `timeout_s` seconds; the rest is lost, and the log says so."""
+        """Delivers what it can within `timeout_s` seconds; the rest is kept beside the output, to be sent later."""
         if self._link is None or self._closing.is_set():
             return
         self._closing.set()
         deadline = time.monotonic() + timeout_s
-        lost_metrics = self._metrics.close(timeout_s)
-        lost_files = self._files.close(max(0.0, deadline - time.monotonic()))
-        if lost_metrics or lost_files:
-            logger.warning("%d metrics and %d files never reached %s", lost_metrics, lost_files, self._link.where)
+        points = self._metrics.close(timeout_s)
+        files = self._files.close(max(0.0, deadline - time.monotonic()))
+        if points or files:
+            logger.warning("%d metrics and %d files wait for %s", len(points), len(files), self._link.where)
+            self._link.keep(points, files)
         self._copies.cleanup()
 
     def __enter__(self) -> Self:

@@ -46,8 +46,16 @@ class State:
     """What all layers of one network have in common: the phase, and what the survey counts of the present piece."""
 
     phase: Phase = "sample"
+    num_tiles: int = 0
     height: int = 0
     core: Core | None = None
+
+    def counted(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """The core of the tile that features of any level belong to."""
+        assert self.core is not None, "a survey counts a core"
+        scale = self.height // features.shape[-2]
+        top, bottom, left, right = (side // scale for side in self.core)
+        return features[..., top:bottom, left:right]
 
 
 class Statistics(NamedTuple):
@@ -77,10 +85,7 @@ class SharedNorm(nn.Module):
             self.sampled = self.measure(features)
             self.use(Statistics(self.sampled.mean + self.shift, self.sampled.variance * self.ratio))
         elif self.state.phase == "survey":
-            assert self.state.core is not None, "a survey counts a core"
-            scale = self.state.height // features.shape[-2]
-            top, bottom, left, right = (side // scale for side in self.state.core)
-            counted = features[..., top:bottom, left:right]
+            counted = self.state.counted(features)
             self.surveyed.append((counted[0, 0].numel(), self.measure(counted)))
         return self.normalize(features)
 
@@ -118,23 +123,52 @@ class SharedNorm(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """Self-attention of every piece to the positions of the sample, instead of to its own."""
+    """Self-attention of every piece to positions of the whole image, instead of to its own.
+
+    A sample attends to itself. Tiles attend to the positions that the last survey counted, in the first
+    survey to those of the sample.
+    """
 
     def __init__(self, attention: SelfAttention, state: State) -> None:
         super().__init__()
         self.norm = SharedNorm(attention.norm, state)
         self.qkv, self.out, self.state = attention.qkv, attention.out, state
+        self.forget()
+
+    def forget(self) -> None:
+        self.surveyed: list[Tensor] = []
+        self.learned: Tensor | None = None
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        tokens = self.qkv(self.norm(features)).flatten(2).transpose(1, 2)[:, None]
-        query, key, value = tokens.chunk(3, dim=-1)
+        projected = self.qkv(self.norm(features))
+        query = projected.flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)[0]
         if self.state.phase == "sample":
-            stride = -(-key.shape[0] * key.shape[2] // MAX_KEYS)
-            self.key, self.value = (part.flatten(0, 2)[None, None, ::stride] for part in (key, value))
-        batch = (len(query), -1, -1, -1)
-        attended = functional.scaled_dot_product_attention(query, self.key.expand(batch), self.value.expand(batch))
+            self.sampled = choose(positions_of(projected), MAX_KEYS)
+        elif self.state.phase == "survey":
+            counted = positions_of(self.state.counted(projected))
+            self.surveyed.append(choose(counted, -(-MAX_KEYS // self.state.num_tiles)))
+        seen = self.sampled if self.state.phase == "sample" or self.learned is None else self.learned
+        _, key, value = seen.expand(len(query), 1, -1, -1).chunk(3, dim=-1)
+        attended = functional.scaled_dot_product_attention(query, key, value)
         result: Tensor = features + self.out(attended[:, 0].transpose(1, 2).reshape(features.shape))
         return result
+
+    def learn(self) -> None:
+        """Turns what was surveyed into what tiles attend to."""
+        self.learned = torch.cat(self.surveyed)
+        self.surveyed = []
+
+
+def positions_of(projected: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c"]:
+    return projected.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def choose(positions: Float[Tensor, "n c"], most: int) -> Float[Tensor, "m c"]:
+    """A seeded random choice of at most `most` positions; regular steps could fall in step with columns."""
+    if len(positions) <= most:
+        return positions
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    return positions[order[:most].to(positions.device)]
 
 
 class SharedNetwork:
@@ -148,20 +182,22 @@ class SharedNetwork:
         self.unet, self.state = copy.deepcopy(unet), State()
         _replace(self.unet, self.state)
         self.norms = [module for module in self.unet.modules() if isinstance(module, SharedNorm)]
+        attentions = [module for module in self.unet.modules() if isinstance(module, SharedAttention)]
+        self.layers: list[SharedNorm | SharedAttention] = [*self.norms, *attentions]
 
     def forget(self) -> None:
         """Starts anew, as every sampling step must: its features have other statistics."""
-        for norm in self.norms:
-            norm.forget()
+        for layer in self.layers:
+            layer.forget()
 
     def sampling(self) -> UNet:
         """For one call with a batch of patches."""
         self.state.phase = "sample"
         return self.unet
 
-    def surveying(self, height: int, core: Core) -> UNet:
-        """For one call with a tile of this height, of which `core` is counted."""
-        self.state.phase, self.state.height, self.state.core = "survey", height, core
+    def surveying(self, num_tiles: int, height: int, core: Core) -> UNet:
+        """For one call with one of `num_tiles` tiles, which has this height and of which `core` is counted."""
+        self.state.phase, self.state.num_tiles, self.state.height, self.state.core = "survey", num_tiles, height, core
         return self.unet
 
     def applying(self) -> UNet:
@@ -171,8 +207,8 @@ class SharedNetwork:
 
     def learn(self) -> None:
         """To be called after a survey; the next sample is corrected by it."""
-        for norm in self.norms:
-            norm.learn()
+        for layer in self.layers:
+            layer.learn()
 
     @property
     def change(self) -> float:

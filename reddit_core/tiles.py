@@ -26,7 +26,7 @@ from reddit_core.unet import UNet
 # Side of the sample's patches; the more of them, the better they stand for the image.
 PATCH = 64
 # Surveys end when no group's statistics moved by more than this, and at the latest after so many.
-SETTLED = 0.01
+SETTLED = 0.04
 MAX_SURVEYS = 4
 # Tiles that a survey looks at, spread evenly; more would cost time and hardly move the statistics.
 MAX_SURVEYED = 16
@@ -176,7 +176,7 @@ class TiledSampler:
         sample_step(self.network.sampling(), low, noisy, self.schedule, t, s, self.mode)
         for _ in range(MAX_SURVEYS):
             for tile in chosen:
-                unet = self.network.surveying(tile.rows.stop - tile.rows.start, tile.core)
+                unet = self.network.surveying(len(chosen), tile.rows.stop - tile.rows.start, tile.core)
                 sample_step(unet, self.low([tile.box]), z[..., *tile.box], self.schedule, t, s, self.mode)
             self.network.learn()
             sample_step(self.network.sampling(), low, noisy, self.schedule, t, s, self.mode)

@@ -59,7 +59,7 @@ def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
     Raises:
         ValueError: if the bytes are neither, or the tensors do not fit the network they describe.
     """
-    if data[:2] == b"PK" or data[:1] == b"\x80":  # torch's zip format, or the bare pickle before it
+    if is_pth(data):
         return _decode_released(_unpickle(data), norm_groups)
     try:
         tensors = load(data)
@@ -84,6 +84,14 @@ def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
         )
     schedule = NoiseSchedule(**json.loads(metadata["schedule"]))
     return UNetFile(unet=unet.eval(), schedule=schedule, facts=json.loads(metadata["facts"]))
+
+
+def is_pth(data: bytes) -> bool:
+    """Whether bytes are torch's zip format, or the bare pickle before it, and not safetensors.
+
+    Safetensors begin with the length of their JSON header, whose bytes can look like either.
+    """
+    return data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80")
 
 
 def read_metadata(data: bytes) -> dict[str, str]:

@@ -185,6 +185,22 @@ def test_an_image_mended_after_too_many_were_broken_is_taken(lol_folder: Path, t
     assert contents(output) == contents(straight)
 
 
+def test_a_normal_image_that_changed_since_the_survey_is_surveyed_again(lol_folder: Path, tmp_path: Path) -> None:
+    low, high = (lol_folder / "our485" / side for side in ("low", "high"))
+    output, straight, whole = tmp_path / "pairs", tmp_path / "straight", (low / "2.png").read_bytes()
+    one_shard = {"validation_share": 0.0, "pairs_per_shard": 8}
+    (low / "2.png").write_bytes(whole[:300])
+    with pytest.raises(ValueError, match="1 of 8 pairs are broken"):
+        ingest(config_of(lol_folder, output, **one_shard))
+    (low / "2.png").write_bytes(whole)
+    (high / "4.png").write_bytes((high / "6.png").read_bytes())
+    with pytest.raises(ValueError, match="our485/4: its normal image changed"):
+        ingest(config_of(lol_folder, output, **one_shard))
+    ingest(config_of(lol_folder, output, **one_shard))
+    ingest(config_of(lol_folder, straight, **one_shard))
+    assert contents(output) == contents(straight)
+
+
 def test_pairs_added_later_get_shards_of_their_own(lol_folder: Path, tmp_path: Path) -> None:
     output, later = tmp_path / "pairs", tmp_path / "later"
     for side in ("low", "high"):

@@ -73,7 +73,7 @@ def test_a_planned_run_is_started_by_its_writer(server) -> None:
 
 
 def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
-    handle = tracking.open_run(config_of(server.uri, "files"), "/data/files", {})
+    handle = tracking.open_run(config_of(server.uri, "files"), str(tmp_path / "run"), {})
     for _ in range(2):
         tracking.log_dataset(handle, "cache", "s3://bucket/cache/manifest.json", "0123456789abcdef")
     table = tmp_path / "table.csv"
@@ -119,6 +119,24 @@ def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) 
     assert (result.float() - expected).abs().max() <= 0.51
 
 
+@pytest.mark.slow
+@pytest.mark.s3
+def test_artifacts_on_s3_go_through_the_server(s3_mlflow_server, tmp_path: Path) -> None:
+    server, keys = s3_mlflow_server
+    handle = tracking.open_run(config_of(server.uri, "s3"), str(tmp_path / "run"), {})
+    note = tmp_path / "note.txt"
+    note.write_text("in a bucket")
+    with RunWriter(handle) as writer:
+        writer.artifact(note, "reports")
+    client = MlflowClient(server.uri)
+    note.unlink()
+    assert (
+        Path(client.download_artifacts(handle.run_id, "reports/note.txt", str(tmp_path))).read_text() == "in a bucket"
+    )
+    assert keys() == [f"artifacts/1/{handle.run_id}/artifacts/reports/note.txt"]
+    assert not (server.folder / "artifacts").exists()
+
+
 def test_what_cannot_work_is_said_clearly(server) -> None:
     with pytest.raises(ValueError, match="must be sqlite:///"):
         tracking.open_run(TrackingConfig(uri="runs/mlflow.db"), "/x", {})
@@ -149,11 +167,12 @@ def test_the_embedded_store_is_made_where_the_driver_runs(tmp_path: Path, monkey
 
 def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(server, tmp_path: Path) -> None:
     config = config_of(server.uri, "killed")
-    handle = tracking.open_run(config, "/data/killed", {})
-    writer = RunWriter(handle)
+    names = {name: str(tmp_path / name) for name in ("lasting", "ending", "late")}
+    lasting, ending = (tracking.open_run(config, names[name], {}) for name in ("lasting", "ending"))
+    writer, ending_writer = RunWriter(lasting), RunWriter(ending)
     client = MlflowClient(server.uri)
     writer.metrics({"train/loss": 0.0}, 0)
-    wait_until(lambda: len(client.get_metric_history(handle.run_id, "train/loss")) == 1)
+    wait_until(lambda: len(client.get_metric_history(lasting.run_id, "train/loss")) == 1)
 
     server.kill()
     started = time.monotonic()
@@ -163,26 +182,29 @@ def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(serve
     note = tmp_path / "note.txt"
     note.write_text("kept")
     writer.artifact(note)
+    ending_writer.metrics({"train/loss": 3.0}, 5)
+    ending_writer.artifact(note)
     assert time.monotonic() - started < 1
-    started = time.monotonic()
-    late = tracking.open_run(config, "/data/late", {"x": 1})
+    late = tracking.open_run(config, names["late"], {"x": 1})
     assert late.run_id == ""
-    tracking.close_run(handle, "FINISHED")
-    assert time.monotonic() - started < 15
     late_writer = RunWriter(late)
     late_writer.metrics({"train/loss": 1.0}, 1)
-    time.sleep(1.5)  # so that the first deliveries have failed
+    ending_writer.close(timeout_s=1)
+    tracking.close_run(ending, "FINISHED")  # nobody hears it
+    assert len(list((tmp_path / "ending" / "unsent").iterdir())) == 1
 
     server.start()
-    writer.close(timeout_s=30)
-    late_writer.close(timeout_s=30)
-    tracking.close_run(late, "FINISHED")
-    history = client.get_metric_history(handle.run_id, "train/loss")
+    writer.close(timeout_s=60)
+    late_writer.close(timeout_s=60)
+    for handle in (lasting, ending, late):
+        tracking.close_run(handle, "FINISHED")
+    history = client.get_metric_history(lasting.run_id, "train/loss")
     assert sorted(point.step for point in history) == list(range(1500))
-    assert {file.path for file in client.list_artifacts(handle.run_id)} == {"images", "note.txt"}
+    assert {file.path for file in client.list_artifacts(lasting.run_id)} == {"images", "note.txt"}
     runs = {run.data.tags["reddit.run_name"]: run for run in runs_of(server.uri, "killed")}
-    assert set(runs) == {"/data/killed", "/data/late"}
-    assert runs["/data/late"].info.status == "FINISHED"
-    assert runs["/data/late"].data.metrics["train/loss"] == 1.0
-    # Nobody could set it while the server was away; a rerun of the job does.
-    assert runs["/data/killed"].info.status == "RUNNING"
+    assert set(runs) == set(names.values())
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs[names["late"]].data.metrics["train/loss"] == 1.0
+    assert runs[names["ending"]].data.metrics["train/loss"] == 3.0
+    assert [file.path for file in client.list_artifacts(ending.run_id)] == ["note.txt"]
+    assert not list((tmp_path / "ending").rglob("*.json"))

@@ -104,7 +104,9 @@ def test_a_sweep_holds_a_whole_distillation() -> None:
 def test_several_weights_to_judge() -> None:
     flags = ["--pairs", "p", "--output", "o", "--weights", "teacher:16=a", "student:2=b", "--seeds", "0,1"]
     result = parse(job("evaluate", EvaluateConfig), Sources(), flags)
-    assert result.weights == ("teacher:16=a", "student:2=b") and result.seeds == (0, 1)
+    assert [text.partition("=")[0] for text in result.weights] == ["teacher:16", "student:2"]
+    assert all(text.endswith(url) for text, url in zip(result.weights, ("/a", "/b"), strict=True))  # absolute
+    assert result.seeds == (0, 1)
 
 
 def test_settings_become_flags() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import layouts
 from pipelines.config import IngestConfig
+from pipelines.folder_layouts import FOLDER_LAYOUTS
 from pipelines.layouts import PairSource, list_pairs
 
 
@@ -219,7 +219,7 @@ def test_a_bad_table_is_refused_by_line(tmp_path: Path, name: str, text: str, ru
         listed(str(tmp_path / name), "table")
 
 
-@pytest.mark.parametrize("layout", [*layouts.FOLDER_LAYOUTS, "degrade"])
+@pytest.mark.parametrize("layout", [*FOLDER_LAYOUTS, "degrade"])
 def test_a_source_without_pairs_is_one_clear_error(tmp_path: Path, layout: str) -> None:
     with pytest.raises(ValueError, match="missing or empty"):
         listed(str(tmp_path / "nowhere"), layout)

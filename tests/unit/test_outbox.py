@@ -34,7 +34,7 @@ def test_delivers_in_order_and_in_batches() -> None:
     outbox = Outbox[int]("test", receiver, capacity=1000, max_batch=100)
     for start in range(0, 500, 50):
         outbox.put(range(start, start + 50))
-    assert outbox.close(timeout_s=10) == 0
+    assert outbox.close(timeout_s=10) == []
     assert receiver.items == list(range(500))
     assert all(len(batch) <= 100 for batch in receiver.batches)
 
@@ -48,7 +48,7 @@ def test_waits_for_a_receiver_that_is_away() -> None:
         time.sleep(0.01)
     outbox.put(range(25, 40))
     receiver.away.clear()
-    assert outbox.close(timeout_s=10) == 0
+    assert outbox.close(timeout_s=10) == []
     assert receiver.items == list(range(40))
 
 
@@ -58,7 +58,8 @@ def test_gives_up_the_oldest_beyond_its_capacity() -> None:
     outbox = Outbox[int]("test", receiver, capacity=30, max_batch=10)
     outbox.put(range(100))
     receiver.away.clear()
-    assert outbox.close(timeout_s=10) == 70
+    assert outbox.close(timeout_s=10) == []
+    assert outbox.given_up == 70
     assert receiver.items == list(range(70, 100))
 
 
@@ -67,7 +68,8 @@ def test_drops_what_is_refused_and_goes_on() -> None:
     receiver.refuses = lambda item: item == 3
     outbox = Outbox[int]("test", receiver, capacity=100)
     outbox.put(range(6))
-    assert outbox.close(timeout_s=10) == 1
+    assert outbox.close(timeout_s=10) == []
+    assert outbox.given_up == 1
     assert receiver.items == [0, 1, 2, 4, 5]
 
 
@@ -77,7 +79,7 @@ def test_closing_gives_up_in_time() -> None:
     outbox = Outbox[int]("test", receiver, capacity=100)
     outbox.put(range(7))
     started = time.monotonic()
-    assert outbox.close(timeout_s=0.3) == 7
+    assert outbox.close(timeout_s=0.3) == list(range(7))
     assert time.monotonic() - started < 2
     assert receiver.items == []
 
@@ -85,7 +87,7 @@ def test_closing_gives_up_in_time() -> None:
 def test_putting_does_not_wait_for_a_slow_receiver() -> None:
     hold = threading.Event()
 
-    def slow(batch: Sequence[int]) -> None:  # noqa: ARG001
+    def slow(batch: Sequence[int]) -> None:
         hold.wait(10)
 
     outbox = Outbox[int]("test", slow, capacity=10_000)
@@ -94,4 +96,4 @@ def test_putting_does_not_wait_for_a_slow_receiver() -> None:
         outbox.put([item])
     assert time.monotonic() - started < 1
     hold.set()
-    assert outbox.close(timeout_s=10) == 0
+    assert outbox.close(timeout_s=10) == []

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reddit_core.diffusion import eps_from_x_0, v_from
+from reddit_core.diffusion import add_noise, eps_from_x_0, v_from
 from reddit_core.sampler import ddim_sample, enhance, pad_to_multiple, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import Prediction, UNet, UNetConfig
@@ -39,6 +39,16 @@ def test_a_perfect_network_gives_the_image_in_any_number_of_steps(num_steps: int
         KnowingNetwork(x_0, prediction), torch.zeros_like(x_0), seeded_noise((2, 3, 4, 6), 5), SCHEDULE, num_steps
     )
     torch.testing.assert_close(result, x_0)
+
+
+def test_each_step_starts_from_the_clipped_image() -> None:
+    x_0, noise, seen = 3 * random_low(4, 6).double(), seeded_noise((1, 3, 4, 6), 5), []
+    network = KnowingNetwork(x_0, "v")
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    ddim_sample(network, torch.zeros_like(x_0), noise, SCHEDULE, 2)
+    a_t, a_s = SCHEDULE.sqrt_alpha_bar[[512, 256]].split(1)
+    clipped = x_0.clamp(-1, 1)
+    torch.testing.assert_close(seen[1], add_noise(clipped, eps_from_x_0(noise, clipped, a_t), a_s))
 
 
 def test_the_network_is_asked_at_the_grids_levels(tiny_unet: UNet) -> None:

@@ -196,3 +196,17 @@ def test_altered_weights_of_ours_are_refused(tiny_unet: UNet) -> None:
 def test_other_files_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_unet(data)
+
+
+@pytest.mark.parametrize("first_bytes", [b"\x80", b"PK"])
+def test_safetensors_whose_header_length_looks_like_a_pickle_are_still_read(
+    tiny_unet: UNet, first_bytes: bytes
+) -> None:
+    """The length of the header stands first, and can be any number; it is walked to one that misleads."""
+    length = int.from_bytes(encode_unet(UNetFile(unet=tiny_unet, facts={"padding": ""}))[:8], "little")
+    wanted = next(
+        number for number in range(length, length + 70_000, 8) if number.to_bytes(8, "little").startswith(first_bytes)
+    )
+    data = encode_unet(UNetFile(unet=tiny_unet, facts={"padding": "x" * (wanted - length)}))
+    assert data.startswith(first_bytes)
+    assert decode_unet(data).unet.config == tiny_unet.config

@@ -1,0 +1,237 @@
+"""Photographs as files: what is read is written back in kind (format, bit depth, alpha, ICC profile, EXIF).
+
+8-bit pictures go through Pillow; it cannot hold 16-bit RGB, so those go through OpenCV (decoding, PNG) and
+tifffile (TIFF).
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import IFD
+
+from pipelines.images import DAMAGE, FORMATS, PHONE_JPEG
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MAX_MEGAPIXELS = 50
+QUALITY = 95
+ORIENTATION = 0x0112
+EXIF_PREFIX = b"Exif\0\0"
+# Tags of a TIFF's main directory that say where a picture comes from, as (tag, ASCII type): description, maker,
+# model, software, date, artist, copyright.
+PROVENANCE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+ASCII = 2
+LUMA = np.array([0.299, 0.587, 0.114])
+
+Pixels = NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """A decoded picture, upright.
+
+    Attributes:
+        pixels: [H, W, 3] RGB, uint8 or uint16.
+        alpha: [H, W] of the same type, or None.
+        grey: the file has one channel (`pixels` has three equal ones).
+        format: Pillow's name of the file's format.
+        lossless: the file's pixels are exact (a WebP may be either).
+        exif: EXIF block without orientation; empty if there is none.
+        icc: ICC profile of the pixels; empty if there is none.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    grey: bool = False
+    format: str
+    lossless: bool = True
+    exif: bytes = b""
+    icc: bytes = b""
+
+
+def read_photograph(data: bytes) -> Photograph:
+    """Decodes PNG, JPEG, WebP, BMP or TIFF bytes.
+
+    CMYK becomes RGB without its profile, a palette becomes RGB; the EXIF orientation is applied.
+
+    Raises:
+        ValueError: with the reason, if this is no single whole photograph of at most `MAX_MEGAPIXELS`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _decode(image, data)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is not an image in one of {', '.join(FORMATS)}") from None
+    except DAMAGE as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _decode(image: Image.Image, data: bytes) -> Photograph:
+    width, height = image.size
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise ValueError(f"it has {width * height / 1e6:.1f} megapixels, but at most {MAX_MEGAPIXELS} are enhanced")
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1 and image.format != PHONE_JPEG:
+        raise ValueError(f"it holds {frames} frames, but a photograph has one")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its {image.mode}-mode pixels (32 bits) have no stated range; save it with 8 or 16 bits")
+    return _decode_16_bit(image, data) if _is_16_bit(image, data) else _decode_8_bit(image, data)
+
+
+def _is_16_bit(image: Image.Image, data: bytes) -> bool:
+    if image.format == "PNG":
+        return data[24] == 16  # IHDR's bit depth
+    if image.format == "TIFF":
+        depths = getattr(image, "tag_v2", {}).get(258, (8,))
+        return set(np.atleast_1d(depths)) == {16}
+    return False
+
+
+def _decode_8_bit(image: Image.Image, data: bytes) -> Photograph:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    rgb = image.convert("RGB")
+    has_alpha = image.has_transparency_data
+    return Photograph(
+        pixels=np.array(rgb),
+        alpha=np.array(image.convert("RGBA").getchannel("A")) if has_alpha else None,
+        grey=image.mode in ("1", "L", "LA"),
+        format="JPEG" if image.format == PHONE_JPEG else str(image.format),
+        lossless=_is_lossless(str(image.format), data),
+        exif=_exif_of(image),
+        icc=b"" if image.mode == "CMYK" else image.info.get("icc_profile") or b"",
+    )
+
+
+def _decode_16_bit(image: Image.Image, data: bytes) -> Photograph:
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise ValueError("its 16-bit pixels cannot be read; save it as a plain RGB or grey 16-bit PNG or TIFF")
+    decoded = decoded.astype(np.uint16, copy=False)
+    if image.format != "TIFF":  # OpenCV applies the orientation of a TIFF itself, and of nothing else
+        decoded = _turn(decoded, image.getexif().get(ORIENTATION, 1))
+    grey = decoded.ndim == 2
+    pixels = np.repeat(decoded[:, :, None], 3, axis=2) if grey else np.ascontiguousarray(decoded[:, :, 2::-1])
+    return Photograph(
+        pixels=pixels,
+        alpha=np.ascontiguousarray(decoded[:, :, 3]) if not grey and decoded.shape[2] == 4 else None,
+        grey=grey,
+        format=str(image.format),
+        exif=_exif_of(image),
+        icc=image.info.get("icc_profile") or b"",
+    )
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    """Applies an EXIF orientation (1 to 8; EXIF 2.3, section 4.6.4) to [H, W] or [H, W, C]."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+def _exif_of(image: Image.Image) -> bytes:
+    """The EXIF block without orientation; of a TIFF, without the tags that say how its pixels are laid out."""
+    found = image.getexif()
+    found.pop(ORIENTATION, None)
+    if image.format != "TIFF":
+        return found.tobytes() if len(found) else b""
+    exif = Image.Exif()
+    for tag in PROVENANCE_TAGS:
+        if tag in found:
+            exif[tag] = found[tag]
+    for directory in (IFD.Exif, IFD.GPSInfo):
+        if tags := found.get_ifd(directory):
+            exif[directory] = dict(tags)
+    return exif.tobytes() if len(exif) else b""
+
+
+def _is_lossless(name: str, data: bytes) -> bool:
+    """Whether the pixels are stored exactly; a WebP says so by the kind of its image chunk."""
+    if name != "WEBP":
+        return name not in ("JPEG", PHONE_JPEG)
+    position = 12
+    while position + 8 <= len(data):
+        kind, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8L"
+        position += 8 + size + size % 2
+    return False
+
+
+def write_photograph(original: Photograph, pixels: Pixels) -> bytes:
+    """New pixels ([H, W, 3], type and size of the original's) as a file of the original's kind.
+
+    The bytes are the same for the same pixels. JPEG and lossy WebP are written at quality 95, with full colour
+    resolution. A 16-bit TIFF keeps of its EXIF what stands in the main directory.
+    """
+    planes = [_to_grey(pixels)] if original.grey else [pixels]
+    if original.alpha is not None:
+        planes.append(original.alpha)
+    stacked = np.dstack(planes) if len(planes) > 1 else planes[0]
+    if pixels.dtype == np.uint8:
+        return _encode_8_bit(original, stacked)
+    return (
+        _encode_tiff_16_bit(original, stacked) if original.format == "TIFF" else _encode_png_16_bit(original, stacked)
+    )
+
+
+def _to_grey(pixels: Pixels) -> Pixels:
+    return np.asarray(np.rint(pixels @ LUMA), dtype=pixels.dtype)
+
+
+def _encode_8_bit(original: Photograph, stacked: Pixels) -> bytes:
+    options: dict[str, Any] = {}
+    if original.format in ("JPEG", "WEBP"):
+        options["quality"] = QUALITY
+    if original.format == "JPEG":
+        options["subsampling"] = 0
+    if original.format == "WEBP":
+        options |= {"lossless": original.lossless, "exact": original.lossless}
+    # A TIFF stays uncompressed: Pillow's compressing writer cannot keep the directories that EXIF adds.
+    if original.format != "BMP":  # which has no room for either
+        options |= {"exif": original.exif or None, "icc_profile": original.icc or None}
+    sink = io.BytesIO()
+    kept = {name: value for name, value in options.items() if value is not None}
+    Image.fromarray(stacked).save(sink, format=original.format, **kept)
+    return sink.getvalue()
+
+
+def _encode_png_16_bit(original: Photograph, stacked: Pixels) -> bytes:
+    if stacked.ndim == 3:
+        order = [2, 1, 0, 3] if stacked.shape[2] == 4 else [2, 1, 0]
+        # PNG has grey with alpha, but OpenCV writes it as colour; so that is what comes back.
+        stacked = stacked[:, :, order] if stacked.shape[2] > 2 else stacked[:, :, [0, 0, 0, 1]]
+    blocks = {
+        cv2.IMAGE_METADATA_EXIF: original.exif.removeprefix(EXIF_PREFIX),
+        cv2.IMAGE_METADATA_ICCP: original.icc,
+    }
+    present = {kind: np.frombuffer(block, np.uint8) for kind, block in blocks.items() if block}
+    _, encoded = cv2.imencodeWithMetadata(".png", np.ascontiguousarray(stacked), list(present), list(present.values()))
+    return bytes(encoded)
+
+
+def _encode_tiff_16_bit(original: Photograph, stacked: Pixels) -> bytes:
+    exif = Image.Exif()
+    exif.load(original.exif)
+    tags = [(tag, ASCII, 0, str(exif[tag]), True) for tag in PROVENANCE_TAGS if tag in exif]
+    sink = io.BytesIO()
+    tifffile.imwrite(
+        sink,
+        stacked,
+        photometric="minisblack" if original.grey else "rgb",
+        planarconfig="contig" if stacked.ndim == 3 else None,
+        extrasamples=None if original.alpha is None else ["unassalpha"],
+        compression="zlib",
+        predictor=True,
+        iccprofile=original.icc or None,
+        metadata=None,
+        software=False,
+        extratags=tags,
+    )
+    return sink.getvalue()

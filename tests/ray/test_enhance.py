@@ -1,0 +1,219 @@
+"""jobs/enhance.py end to end: kinds of files, tiles, reruns, a kill, bad files and bad arguments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from jobs.cli import main
+from jobs.enhance import JOB
+from pipelines import storage
+from pipelines.config import EnhanceConfig
+from pipelines.config_parts import ComputeConfig
+from pipelines.enhancement import enhance, plan_enhance
+from pipelines.photo_files import read_photograph
+from pipelines.weights import load_unet, save_unet
+from reddit_core.sampler import enhance as enhance_untiled
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+ONE_THREAD = ComputeConfig(threads=1)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture
+def weights(tmp_path: Path, tiny_unet: UNet) -> str:
+    url = str(tmp_path / "student.safetensors")
+    save_unet(url, UNetFile(unet=tiny_unet, facts={"num_steps": 2}))
+    return url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> Path:
+    """Seven files: four photographs of different kinds, one below a folder, a broken one, and a note."""
+    root = tmp_path / "photographs"
+    (root / "deeper").mkdir(parents=True)
+    low = {name: image // 6 for name, image in photographs.items()}
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Somebody", 6
+    Image.fromarray(low["astronaut"]).save(root / "phone.jpg", exif=exif, icc_profile=PROFILE, quality=95)
+    alpha = np.arange(96 * 128, dtype=np.uint8).reshape(96, 128)
+    Image.fromarray(np.dstack([low["chelsea"], alpha])).save(root / "deeper" / "cat.PNG")
+    Image.fromarray(low["coffee"]).save(root / "cup.webp", lossless=True)
+    deep = Image.fromarray(low["rocket"][:, :, 0].astype(np.uint16) * 257)
+    deep.save(root / "deep.png")
+    (root / "broken.jpg").write_bytes((root / "phone.jpg").read_bytes()[:500])
+    (root / "notes.txt").write_text("no photograph")
+    return root
+
+
+def counts(report_rows: object) -> dict[str, int]:
+    assert isinstance(report_rows, (list, tuple))
+    return {row["photographs"]: row["count"] for row in report_rows}
+
+
+def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    config = EnhanceConfig(
+        source=str(folder), output=str(output), weights=weights, tile=96, overlap=16, compare=True, compute=ONE_THREAD
+    )
+    report = enhance(config)
+    assert counts(report.rows) == {"enhanced now": 4, "done before": 0, "left out": 1}
+    assert "truncated" in report.facts["left out: broken.jpg"].lower()
+    assert report.facts["steps"] == 2
+    assert not (output / "broken.jpg").exists()
+    phone = Image.open(output / "phone.jpg")
+    assert (phone.format, phone.size) == ("JPEG", (96, 128))
+    assert phone.getexif().get(0x0112, 1) == 1
+    assert phone.getexif()[0x010F] == "Somebody"
+    assert phone.info["icc_profile"] == PROFILE
+    cat = np.asarray(Image.open(output / "deeper" / "cat.PNG"))
+    np.testing.assert_array_equal(cat[:, :, 3], np.asarray(Image.open(folder / "deeper" / "cat.PNG"))[:, :, 3])
+    deep = read_photograph((output / "deep.png").read_bytes())
+    assert (deep.pixels.dtype, deep.grey) == (np.uint16, True)
+    comparison = Image.open(output / "compare" / "phone.jpg.jpg")
+    assert comparison.size == (192, 128)
+
+    first = {name: (output / name).read_bytes() for name in ("phone.jpg", "cup.webp", "deeper/cat.PNG", "deep.png")}
+    (output / "cup.webp").unlink()
+    again = enhance(config)
+    assert counts(again.rows) == {"enhanced now": 1, "done before": 3, "left out": 1}
+    assert {name: (output / name).read_bytes() for name in first} == first
+    assert json.loads((output / "report.json").read_text())["steps"] == 2
+
+
+def test_one_photograph_is_what_the_sampler_makes_of_it(folder: Path, weights: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    config = EnhanceConfig(
+        source=str(folder / "cup.webp"), output=str(output), weights=weights, steps=4, seed=3, compute=ONE_THREAD
+    )
+    enhance(config)
+    low = np.asarray(Image.open(folder / "cup.webp"))
+    image = torch.tensor(low).permute(2, 0, 1)[None].float() / 127.5 - 1
+    file = load_unet(weights)
+    expected = (enhance_untiled(file.unet, image, file.schedule, 4, 3)[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    result = np.asarray(Image.open(output / "cup.webp"))
+    assert np.abs(result - expected).max() <= 0.51
+    assert enhance(config).title.startswith("Already done")
+    with pytest.raises(ValueError, match="seed is 3, asked for 4"):
+        enhance(EnhanceConfig(source=str(folder), output=str(output), weights=weights, steps=4, seed=4))
+
+
+def test_the_plan_writes_nothing(folder: Path, weights: str, tmp_path: Path) -> None:
+    report = plan_enhance(
+        EnhanceConfig(source=str(folder), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD)
+    )
+    assert counts(report.rows) == {"to enhance": 5, "done before": 0}
+    assert report.facts["megapixels, about"] == pytest.approx(5 * 96 * 128 / 1e6, rel=0.3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_kill_and_rerun_of_fifty(photographs: dict[str, NDArray[np.uint8]], weights: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "fifty", tmp_path / "out"
+    source.mkdir()
+    low = photographs["rocket"][:48, :64] // 6
+    for number in range(50):
+        Image.fromarray(np.roll(low, number, axis=1)).save(source / f"{number:02d}.png")
+    flags = [
+        "--source",
+        str(source),
+        "--output",
+        str(output),
+        "--weights",
+        weights,
+        "--steps",
+        "8",
+        "--compute.threads",
+        "1",
+    ]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.enhance", *flags],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(finished(output)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    done = finished(output)
+    assert 5 <= len(done) < 50, "the kill came too early or too late"
+    written = {name: (output / name).stat().st_mtime_ns for name in done}
+    report = enhance(
+        EnhanceConfig(source=str(source), output=str(output), weights=weights, steps=8, compute=ONE_THREAD)
+    )
+    count = counts(report.rows)
+    assert count["enhanced now"] + count["done before"] == 50
+    assert count["done before"] >= len(done)
+    assert len(finished(output)) == 50
+    assert {name: (output / name).stat().st_mtime_ns for name in done} == written
+    np.testing.assert_array_equal([Image.open(output / name).size for name in finished(output)], [(64, 48)] * 50)
+
+
+def finished(output: Path) -> list[str]:
+    """The results that are there; nothing may be there in part."""
+    return [name for name in storage.list_files(str(output)) if name.endswith(".png") and not name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"source": "nowhere"}, "there is nothing at"),
+        ({"source": "empty"}, "holds no photograph"),
+        ({"output": "photographs/out"}, "lies in the folder of the photographs"),
+        ({"weights": "photographs/notes.txt"}, "cannot be used"),
+        ({"weights": "nowhere.safetensors"}, "there are no weights at"),
+        ({"steps": "3"}, "does not divide the schedule's 512 steps"),
+        ({"overlap": "300"}, "overlap is 300"),
+        ({"tile": "0"}, "tile is 0"),
+        ({"stepz": "2"}, "stepz"),
+    ],
+)
+def test_bad_arguments_get_one_line(
+    folder: Path,
+    weights: str,
+    tmp_path: Path,
+    changed: dict[str, str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.md").write_text("nothing")
+    flags = {"source": str(folder), "output": str(tmp_path / "out"), "weights": weights}
+    places = ("source", "output", "weights")
+    flags |= {name: str(tmp_path / value) if name in places else value for name, value in changed.items()}
+    with pytest.raises(SystemExit) as stop:
+        main(JOB, [word for name, value in flags.items() for word in (f"--{name}", value)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_weights_that_do_not_say_their_steps(folder: Path, tmp_path: Path, tiny_unet: UNet) -> None:
+    url = str(tmp_path / "teacher.safetensors")
+    save_unet(url, UNetFile(unet=tiny_unet))
+    with pytest.raises(ValueError, match="add --steps"):
+        enhance(EnhanceConfig(source=str(folder), output=str(tmp_path / "out"), weights=url))
+
+
+def test_not_one_readable_photograph_fails(weights: str, tmp_path: Path) -> None:
+    source = tmp_path / "broken"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"none of the 1 photographs can be read; a\.png: it is not an image"):
+        enhance(EnhanceConfig(source=str(source), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD))

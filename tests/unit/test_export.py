@@ -1,0 +1,85 @@
+"""ONNX Runtime and torch.export against the sampler."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import exporting
+from pipelines.config import ExportConfig
+from pipelines.exporting import export, onnx_session, plan_export, run_onnx
+from pipelines.weights import save_unet
+from reddit_core.sampler import ddim_sample
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import Prediction, UNet, UNetConfig
+from reddit_core.weights import UNetFile
+
+
+def file_of(prediction: Prediction = "v", **facts: Any) -> UNetFile:
+    torch.manual_seed(0)
+    config = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4, prediction=prediction)
+    return UNetFile(unet=UNet(config).eval(), facts=facts)
+
+
+@pytest.mark.parametrize(("prediction", "steps"), [("v", 2), ("eps", 1)])
+def test_exports_give_the_samplers_results(
+    tmp_path: Path, prediction: Prediction, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = file_of(prediction, num_steps=steps)
+    weights, output = tmp_path / "student.safetensors", tmp_path / "exported"
+    save_unet(str(weights), file)
+    (tmp_path / "README.md").write_text("the card")
+    report = export(ExportConfig(weights=str(weights), output=str(output)))
+    assert len(report.rows) == 4
+    assert all(row["diff"] <= 1e-4 for row in report.rows)
+    assert (output / "README.md").read_text() == "the card"
+    assert json.loads((output / "report.json").read_text())["steps"] == steps
+
+    onnx_bytes, pt2_bytes = ((output / name).read_bytes() for name in ("student.onnx", "student.pt2"))
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match="differs from torch by"):
+        list(exporting.check_parity(file, steps, onnx_bytes, pt2_bytes))
+
+    # At sizes that the job itself did not look at.
+    session = onnx_session(onnx_bytes)
+    program = torch.export.load(io.BytesIO(pt2_bytes)).module()
+    for shape in ((1, 3, 20, 34), (3, 3, 6, 4)):
+        low, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
+        with torch.no_grad():
+            expected = ddim_sample(file.unet, low, noise, NoiseSchedule(), steps)
+            torch.testing.assert_close(program(low, noise), expected, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(run_onnx(session, low.numpy(), noise.numpy()), expected.numpy(), atol=1e-4, rtol=0)
+
+
+def test_a_card_is_made_where_there_is_none(tmp_path: Path) -> None:
+    file = file_of(validation={"psnr": 20.5}, pairs_key="abc")
+    config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
+    card = exporting.card_of(config, file, 2).decode()
+    assert "2 DDIM steps" in card
+    assert "20.5" in card
+    assert "abc" in card
+
+
+def test_the_plan_says_what_would_be_written(tmp_path: Path) -> None:
+    save_unet(str(tmp_path / "w.safetensors"), file_of(num_steps=4))
+    report = plan_export(ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out")))
+    assert report.facts["steps"] == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_unet(str(tmp_path / "w.safetensors"), file_of())
+    config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="add --steps N"):
+        export(config)
+    with pytest.raises(ValueError, match="does not divide"):
+        export(ExportConfig(weights=config.weights, output=config.output, steps=3))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(ValueError, match=r"export needs onnxscript; install them with pip install"):
+        export(config)

@@ -1,0 +1,173 @@
+"""Tiles agree with each other, and with the untiled result."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+
+from reddit_core import tiles
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.shared_statistics import Core, SharedNetwork
+from reddit_core.tiles import blend_weights, enhance_pixels, plan_spans, plan_tiles, sample_boxes, spread
+from reddit_core.unet import UNet, UNetConfig
+
+SCHEDULE = NoiseSchedule()
+
+
+@pytest.fixture(params=["v", "eps"])
+def expressive_unet(request: pytest.FixtureRequest) -> UNet:
+    """A network whose output depends on everything it has: level, norms and attention."""
+    torch.manual_seed(1)
+    config = UNetConfig(
+        base_channels=8, channel_mults=(1, 2, 2), num_res_blocks=1, norm_groups=4, prediction=request.param
+    )
+    unet = UNet(config).eval()
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "norm" not in name and parameter.ndim > 1:
+                parameter.mul_(1.5)
+    return unet
+
+
+def darkened(photograph: NDArray[np.uint8], repeat: int = 2) -> NDArray[np.uint8]:
+    return np.tile(photograph // 6, (repeat, repeat, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 60), tile=st.integers(4, 20), share=st.integers(0, 4), multiple=st.sampled_from([1, 2, 8]))
+def test_spans_cover_an_axis_and_weights_add_up(size: int, tile: int, share: int, multiple: int) -> None:
+    size, tile = size * multiple, tile * multiple
+    overlap = tile * share // 16
+    spans = plan_spans(size, tile, overlap, multiple)
+    assert spans[0].start == spans[0].core_start == 0
+    assert spans[-1].stop == spans[-1].core_stop == size
+    assert len({span.stop - span.start for span in spans}) == 1
+    for earlier, later in pairwise(spans):
+        assert earlier.stop - later.start >= overlap
+        assert earlier.core_stop == later.core_start
+        assert later.start <= later.core_start <= earlier.stop
+    assert all(side % multiple == 0 for span in spans for side in span)
+    total = torch.zeros(size)
+    for span, weight in zip(spans, blend_weights(spans), strict=True):
+        assert weight.min() >= 0
+        total[span.start : span.stop] += weight
+    torch.testing.assert_close(total, torch.ones(size))
+
+
+def test_cores_partition_the_image() -> None:
+    counted = np.zeros((96, 144), int)
+    for tile in plan_tiles(96, 144, 64, 16, 8):
+        top, left = tile.rows.start, tile.columns.start
+        core = tile.core
+        counted[top + core.top : top + core.bottom, left + core.left : left + core.right] += 1
+    assert (counted == 1).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 1000), (64, 64), (8, 8), (512, 768)])
+def test_patches_lie_in_the_image_and_are_as_many_as_fit(height: int, width: int) -> None:
+    boxes = sample_boxes(height, width, 128 * 128, 8)
+    assert all(0 <= box[0].start < box[0].stop <= height for box in boxes)
+    assert all(0 <= box[1].start < box[1].stop <= width for box in boxes)
+    area = sum((box[0].stop - box[0].start) * (box[1].stop - box[1].start) for box in boxes)
+    assert area <= 128 * 128
+    assert len(set(map(str, boxes))) == len(boxes)
+
+
+def test_spread_is_even_and_complete_where_it_can_be() -> None:
+    assert list(spread(5, 16)) == [0, 1, 2, 3, 4]
+    assert list(spread(32, 4)) == [4, 12, 20, 28]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_tiled_is_untiled(expressive_unet: UNet, photographs: dict[str, NDArray[np.uint8]], num_steps: int) -> None:
+    pixels = darkened(photographs["coffee"])[:183, :250]
+    whole = enhance_pixels(expressive_unet, pixels, SCHEDULE, num_steps, seed=0, tile=256).astype(float)
+    tiled = enhance_pixels(expressive_unet, pixels, SCHEDULE, num_steps, seed=0, tile=96, overlap=24)
+    assert np.abs(tiled - whole).mean() < 0.5
+
+
+def test_without_shared_statistics_tiles_would_differ(
+    expressive_unet: UNet, photographs: dict[str, NDArray[np.uint8]]
+) -> None:
+    """What `shared_statistics` is for: the same tile, alone and as a part."""
+    pixels = darkened(photographs["rocket"])
+    whole = enhance_pixels(expressive_unet, pixels, SCHEDULE, 1, seed=0, tile=256).astype(float)
+    alone = enhance_pixels(expressive_unet, np.ascontiguousarray(pixels[:96, :96]), SCHEDULE, 1, seed=0)
+    tiled = enhance_pixels(expressive_unet, pixels, SCHEDULE, 1, seed=0, tile=96, overlap=24)
+    inner = np.s_[16:64, 16:64]
+    assert np.abs(tiled[inner] - whole[inner]).mean() < np.abs(alone[inner] - whole[inner]).mean() / 4
+
+
+def test_same_seed_same_bytes_other_seed_others(tiny_unet: UNet, photographs: dict[str, NDArray[np.uint8]]) -> None:
+    pixels = darkened(photographs["chelsea"])
+    first, again, other = (
+        enhance_pixels(tiny_unet, pixels, SCHEDULE, 1, seed, tile=96, overlap=16) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_16_bit_is_finer_than_8_bit_and_agrees_with_it(
+    tiny_unet: UNet, photographs: dict[str, NDArray[np.uint8]]
+) -> None:
+    pixels = darkened(photographs["astronaut"], repeat=1)
+    shallow = enhance_pixels(tiny_unet, pixels, SCHEDULE, 2, seed=0)
+    deep = enhance_pixels(tiny_unet, pixels.astype(np.uint16) * 257, SCHEDULE, 2, seed=0)
+    assert deep.dtype == np.uint16
+    assert np.abs(deep / 257 - shallow).max() <= 0.51
+    assert len(np.unique(deep)) > 256
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (200, 3)])
+def test_any_size_works(tiny_unet: UNet, shape: tuple[int, int]) -> None:
+    pixels = np.full((*shape, 3), 9, np.uint8)
+    result = enhance_pixels(tiny_unet, pixels, SCHEDULE, 1, seed=0, tile=24, overlap=4)
+    assert result.shape == pixels.shape
+
+
+def test_overlap_is_checked(tiny_unet: UNet) -> None:
+    with pytest.raises(ValueError, match="overlap is 40, but must be between 0 and a quarter of the tile's 100"):
+        enhance_pixels(tiny_unet, np.zeros((8, 8, 3), np.uint8), SCHEDULE, 1, 0, tile=100, overlap=40)
+
+
+def test_peak_memory_does_not_hold_the_features_of_the_whole_image(
+    tiny_unet: UNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network never sees more than a tile (plus rounding) or as many pixels of patches."""
+    seen: list[int] = []
+    forward = UNet.forward
+
+    def watched(self: UNet, z: torch.Tensor, low: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        seen.append(z.shape[0] * z.shape[2] * z.shape[3])
+        return forward(self, z, low, level)
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    enhance_pixels(tiny_unet, np.full((200, 333, 3), 20, np.uint8), SCHEDULE, 1, 0, tile=96, overlap=16)
+    assert max(seen) <= (96 + 4) ** 2
+
+
+def test_statistics_of_a_sample_that_is_the_whole_image_are_exact(expressive_unet: UNet) -> None:
+    low, noise = torch.randn(2, 1, 3, 64, 64).clamp(-1, 1)
+    level = torch.tensor([0.3])
+    network = SharedNetwork(expressive_unet)
+    with torch.no_grad():
+        expected = expressive_unet(noise, low, level)
+        torch.testing.assert_close(network.sampling()(noise, low, level), expected, rtol=1e-4, atol=1e-5)
+        network.surveying(1, 64, Core(0, 64, 0, 64))(noise, low, level)
+        network.learn()
+        network.sampling()(noise, low, level)
+        assert network.change < 1e-4
+        torch.testing.assert_close(network.applying()(noise, low, level), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_itself_is_left_alone(tiny_unet: UNet) -> None:
+    before = {name: value.clone() for name, value in tiny_unet.state_dict().items()}
+    SharedNetwork(tiny_unet)
+    assert sum(isinstance(module, nn.GroupNorm) for module in tiny_unet.modules()) > 0
+    assert all(torch.equal(value, before[name]) for name, value in tiny_unet.state_dict().items())
+    assert tiles.MAX_SURVEYS >= 1

@@ -1,0 +1,41 @@
+"""What could not be sent is kept whole, and gone once it was sent."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import unsent
+from pipelines.unsent import File, Point
+
+
+def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    output, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    points = [Point("train/loss", 0.1, 1_700_000_000_123, 3), Point("train/grad_norm", math.inf, 5, 4)]
+    unsent.save(str(output), points, [File("validation", step=9, pixels=pixels), File("reports", path=table)])
+    unsent.save(str(output), [Point("train/loss", math.nan, 1, 1)], [])
+    table.unlink()
+
+    parcels = sorted(unsent.parcels(str(output), scratch), key=lambda parcel: len(parcel.points))
+    assert len(parcels) == 2
+    assert math.isnan(parcels[0].points[0].value)
+    assert list(parcels[1].points) == points
+    image, artifact = parcels[1].files
+    assert (image.name, image.step) == ("validation", 9)
+    assert image.pixels is not None
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert (artifact.name, artifact.path.name, artifact.path.read_text()) == ("reports", "table.csv", "a,b\n")
+
+    unsent.delete(parcels[1])
+    assert [parcel.url for parcel in unsent.parcels(str(output), scratch)] == [parcels[0].url]
+
+
+def test_a_parcel_without_its_index_is_not_there_yet(tmp_path: Path) -> None:
+    (tmp_path / "unsent" / "half").mkdir(parents=True)
+    (tmp_path / "unsent" / "half" / "0.png").write_bytes(b"")
+    assert list(unsent.parcels(str(tmp_path), tmp_path)) == []
+    assert list(unsent.parcels(str(tmp_path / "nowhere"), tmp_path)) == []
