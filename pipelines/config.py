@@ -164,8 +164,8 @@ class DistillConfig:
     trajectories: Trajectories = "cache"
     """Where the teacher runs: once before (cache), in the trainer (online), or beside it (stream)."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
-    refine_weight: float = 0.4
-    """w of the refinement towards the reflectance; the paper writes omega = 1 - w; 0 switches it off."""
+    refine_weight: float = 0.02
+    """w of the refinement towards the reflectance; the paper writes omega = 1 - w (its weights: w = 0.8); 0 is off."""
     reflectance: ReflectanceConfig = field(default_factory=ReflectanceConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     lpips: str = ""
@@ -219,8 +219,8 @@ class EvaluateConfig:
     """Only the first so many images; 0 takes all."""
     mode: DdimMode = "exact"
     """The sampler: exact, or as released."""
-    lpips: str = ""
-    """URL of a VGG16 or AlexNet state dict, for LPIPS."""
+    lpips: tuple[str, ...] = ()
+    """URLs of VGG16 and AlexNet state dicts, for LPIPS over each."""
     precision: Precision = "fp32"
     norm_groups: int = 32
     """GroupNorm groups of a released .pth, which does not say."""
@@ -228,7 +228,10 @@ class EvaluateConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        make_absolute(self, "pairs", "output", "lpips")
+        make_absolute(self, "pairs", "output")
+        object.__setattr__(self, "lpips", tuple(storage.resolve(url) for url in self.lpips))
+        require(bool(self.seeds), "seeds is empty, but at least one is needed; use 0 or 0,1,2")
+        require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
         parts = (text.partition("=") for text in self.weights)
         absolute = tuple(f"{head}={storage.resolve(url)}" if url else head for head, _, url in parts)
         object.__setattr__(self, "weights", absolute)

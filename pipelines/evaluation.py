@@ -1,156 +1,67 @@
 """Honest evaluation: every method on every image of a split, raw and GT-mean side by side (Ray Data actors)."""
 
+import base64
 import csv
 import hashlib
 import io
 import json
+import os
+import platform
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.data
 import torch
-from kornia.enhance import equalize_clahe
 from numpy.typing import NDArray
+from rich.console import Console
 
-from pipelines import reporting, runs, shards, storage
+from pipelines import report_page, reporting, runs, shards, storage
 from pipelines.before_after import before_after
 from pipelines.cluster import torch_threads
 from pipelines.config import EvaluateConfig
 from pipelines.images import encode_png
-from pipelines.pairs import decode_pair, split_shards
-from pipelines.records import cached_shard, to_images
-from pipelines.reporting import Report
-from pipelines.shards import ShardEntry
+from pipelines.judging import PROTOCOL, TRUTH, ImageRef, Judge, Method, methods_of, part_url, shown_methods
+from pipelines.pairs import split_shards
+from pipelines.report_page import Case
+from pipelines.reporting import Report, Row
 from pipelines.tracking import RunWriter
 from pipelines.weights import load_unet
-from reddit_core.lpips import Lpips
-from reddit_core.metrics import quality
-from reddit_core.sampler import enhance
 
-INPUT, CLAHE = "input", "clahe"
-CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
-SHOWN_IMAGES = 4
-BOOTSTRAP_DRAWS = 1000
-PROTOCOL = (
-    "whole images, mirrored at the right and bottom to the network's multiple; RGB rounded to 8 bits; PSNR with data "
-    "range 1; SSIM 11x11 Gaussian window, sigma 1.5, valid windows, mean over RGB; gt_mean scales the estimate to the "
-    "ground truth's mean luma first, so it uses the ground truth; sharpness is Laplacian energy over the ground truth's"
-)
+PARTS = "parts"
+BEFORE_AFTER, TABLE, PAGE = "before_after.png", "images.csv", "report.html"
+HEAD = ("pair_id", "method", "steps", "seed")
+COSTS = ("seconds_per_megapixel", "peak_mb_per_megapixel")
+CASES_PER_END = 3
+BOOTSTRAP_DRAWS = 2000
+PROGRESS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row of the report: what is done to the input, in how many steps, with which weights."""
+class Judgement:
+    """All that was measured: one row for each image, method and seed."""
 
-    name: str
-    steps: int
-    url: str = ""
+    methods: Sequence[Method]
+    rows: Sequence[Row]
 
-    @classmethod
-    def parse(cls, text: str) -> "Method":
-        """Reads NAME:STEPS=URL."""
-        head, separator, url = text.partition("=")
-        name, _, steps = head.partition(":")
-        if not (separator and url and name and steps.isdigit() and int(steps)):
-            raise ValueError(
-                f"weights holds {text!r}, but must be NAME:STEPS=URL, such as student:2=runs/x.safetensors"
-            )
-        return cls(name, int(steps), url)
+    def of(self, method: Method) -> list[Row]:
+        return [row for row in self.rows if (row["method"], row["steps"]) == (method.name, method.steps)]
+
+    def per_image(self, method: Method, name: str) -> dict[str, float]:
+        """A figure of each image, the mean over seeds, in the images' order."""
+        values: dict[str, list[float]] = {}
+        for row in self.of(method):
+            values.setdefault(row["pair_id"], []).append(row[name])
+        return {pair_id: float(np.mean(seeds)) for pair_id, seeds in values.items()}
 
     @property
-    def key(self) -> str:
-        return f"{self.name}:{self.steps}"
-
-
-def shown_methods(config: EvaluateConfig) -> list[Method]:
-    """The methods whose pictures are kept.
-
-    Raises:
-        ValueError: if one of them is not evaluated.
-    """
-    methods = {method.key: method for method in methods_of(config)}
-    unknown = [key for key in config.shown if key not in methods]
-    if unknown:
-        raise ValueError(f"shown holds {unknown[0]!r}, but only {', '.join(methods)} are evaluated; name one of these")
-    return [methods[key] for key in config.shown] if config.shown else list(methods.values())
-
-
-def methods_of(config: EvaluateConfig) -> list[Method]:
-    return [Method(INPUT, 0), Method(CLAHE, 0), *(Method.parse(text) for text in config.weights)]
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """Where one image of the split lies."""
-
-    entry: ShardEntry
-    row: int
-
-
-class Judge:
-    """Runs every method on images and measures the results; networks are loaded once."""
-
-    def __init__(self, config: EvaluateConfig, images: Sequence[ImageRef], device: str) -> None:
-        torch.set_num_threads(torch_threads(config.compute))
-        self.config, self.images, self.device = config, images, torch.device(device)
-        self.methods, self.shown = methods_of(config), shown_methods(config)
-        files = {method.url: load_unet(method.url, config.norm_groups) for method in self.methods if method.url}
-        self.files = files
-        for file in files.values():
-            file.unet.to(self.device)
-        self.lpips = Lpips(storage.read_tensors(config.lpips)).to(self.device) if config.lpips else None
-
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
-        index = int(batch["id"][0])
-        image = self.images[index]
-        pair = cached_shard(self.config.pairs, image.entry).slice(image.row, 1).to_pylist()[0]
-        low, normal = decode_pair(pair)
-        rows: list[dict[str, Any]] = []
-        pictures: dict[str, NDArray[np.uint8]] = {}
-        for method in self.methods:
-            for seed in self.config.seeds if method.url else self.config.seeds[:1]:
-                estimate, seconds = self.run(method, low, seed)
-                rows.append(
-                    {
-                        "pair_id": pair["pair_id"],
-                        "method": method.name,
-                        "steps": method.steps,
-                        "seed": seed,
-                        **self.measure(estimate, normal),
-                        "seconds_per_megapixel": seconds / (low.shape[0] * low.shape[1] / 1e6),
-                    }
-                )
-                if seed == self.config.seeds[0]:
-                    pictures[method.key] = estimate
-        kept = [pictures[method.key] for method in self.shown] if index < SHOWN_IMAGES else []
-        shown = [encode_png(picture) for picture in [*kept, normal]] if kept else []
-        return {"index": [index], "rows": [rows], "shown": [shown]}
-
-    def run(self, method: Method, low: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8], float]:
-        """A method's 8-bit result and the seconds that its network took."""
-        if method.name == INPUT:
-            return low, 0.0
-        image = to_images(low[None], self.device)
-        started = time.perf_counter()
-        if method.name == CLAHE:
-            unit = equalize_clahe((image + 1) / 2, CLAHE_CLIP, CLAHE_GRID)
-        else:
-            file = self.files[method.url]
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-                unit = (enhance(file.unet, image, file.schedule, method.steps, seed, self.config.mode) + 1) / 2
-        result = (unit[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        return result, time.perf_counter() - started
-
-    def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float]:
-        estimate_unit, normal_unit = ((to_images(x[None], self.device) + 1) / 2 for x in (estimate, normal))
-        metrics = {name: float(value) for name, value in quality(estimate_unit, normal_unit).items()}
-        if self.lpips:
-            with torch.no_grad():
-                metrics["lpips"] = float(self.lpips(estimate_unit * 2 - 1, normal_unit * 2 - 1))
-        return metrics
+    def figures(self) -> list[str]:
+        """The names of what was measured of results, without costs."""
+        return [name for name in self.rows[0] if name not in (*HEAD, *COSTS)]
 
 
 def find_images(config: EvaluateConfig) -> list[ImageRef]:
@@ -162,10 +73,18 @@ def find_images(config: EvaluateConfig) -> list[ImageRef]:
 
 def fingerprint(config: EvaluateConfig, methods: Iterable[Method]) -> dict[str, Any]:
     """What decides the figures: the data, the weights by hash, and the settings of the evaluation."""
-    sha256 = {m.key: hashlib.sha256(storage.read_bytes(m.url)).hexdigest() for m in methods if m.url}
+    urls = {method.key: method.url for method in methods if method.url} | {url: url for url in config.lpips}
+    sha256 = {key: hashlib.sha256(read_weights(url)).hexdigest() for key, url in urls.items()}
     names = ("split", "seeds", "limit", "mode", "precision", "shown", "norm_groups")
     settings = json.loads(json.dumps({name: getattr(config, name) for name in names}))
     return {"pairs_key": shards.read_manifest(config.pairs, "pairs").key, "weights_sha256": sha256, **settings}
+
+
+def read_weights(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except FileNotFoundError:
+        raise ValueError(f"there are no weights at {url}; give the URL of a .safetensors or .pth file") from None
 
 
 def finished_report(config: EvaluateConfig, evaluated: Mapping[str, Any]) -> Report | None:
@@ -174,80 +93,189 @@ def finished_report(config: EvaluateConfig, evaluated: Mapping[str, Any]) -> Rep
     document = json.loads(storage.read_bytes(url)) if storage.exists(url) else {}
     if document.get("evaluated") != evaluated:
         return None
-    return Report(title="Already evaluated", rows=document["rows"], facts={"report": url})
+    facts = {"report": storage.join(config.output, PAGE)}
+    return Report(title=f"Already evaluated: {config.output}", rows=document["rows"], facts=facts)
 
 
 def evaluate(config: EvaluateConfig) -> Report:
-    """Measures every method on every image and writes report.json, images.csv and before_after.png.
+    """Measures every method on every image; writes report.json, report.html, images.csv and before_after.png.
+
+    Images that an interrupted evaluation judged are not judged again.
 
     Raises:
         ValueError: if the pairs, the split or some weights cannot be used.
     """
-    images, methods, shown = find_images(config), methods_of(config), shown_methods(config)
+    images, methods = find_images(config), methods_of(config)
+    shown_methods(config)
     evaluated = fingerprint(config, methods)
     if report := finished_report(config, evaluated):
         return report
-    for method in methods[2:]:
-        load_unet(method.url, config.norm_groups).schedule.grid(method.steps)
+    for method in methods:
+        if method.url:
+            load_unet(method.url, config.norm_groups).schedule.grid(method.steps)
     storage.check_writable(config.output)
+    with runs.tracked_run(config.tracking, config.output, config, job="evaluate") as run:
+        parts = storage.join(config.output, PARTS, shards.spec_key(evaluated))
+        judge_missing(config, images, parts)
+        judgement = Judgement(methods, [row for i in range(len(images)) for row in read_part(parts, i)["rows"]])
+        picture, page = draw(config, parts, len(images)), judged_page(config, parts, judgement)
+        report = summarize(config, judgement, evaluated)
+        files = {PAGE: page.encode(), TABLE: as_csv(judgement.rows), BEFORE_AFTER: encode_png(picture)}
+        for name, data in files.items():
+            storage.write_bytes(storage.join(config.output, name), data)
+        with RunWriter(run) as writer:
+            track(writer, report, picture, {name: files[name] for name in (PAGE, TABLE)})
+    reporting.save(report)
+    for name in storage.list_files(parts):
+        storage.delete(storage.join(parts, name))
+    return Report(title=report.title, rows=report.rows, facts=brief(config, report.facts))
+
+
+def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str) -> None:
+    """Runs the actor pool over the images that have no part yet.
+
+    Raises:
+        ValueError: what an image or its shard was refused for.
+    """
+    there = set(storage.list_files(parts))
+    missing = [i for i in range(len(images)) if storage.name_of(part_url(parts, i)) not in there]
+    if not missing:
+        return
     gpu = runs.use_gpu(config.compute)
-    judged = ray.data.range(len(images), override_num_blocks=len(images)).map_batches(
+    judged = ray.data.from_items([{"id": i} for i in missing], override_num_blocks=len(missing)).map_batches(
         Judge,
-        fn_constructor_args=(config, images, "cuda" if gpu else "cpu"),
+        fn_constructor_args=(config, images, parts, "cuda" if gpu else "cpu"),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=config.compute.workers),
         num_gpus=1 if gpu else None,
         num_cpus=None if gpu else config.compute.cpus_per_worker,
     )
-    with runs.tracked_run(config.tracking, config.output, config, job="evaluate") as run:
-        results = sorted(judged.iter_rows(), key=lambda row: int(row["index"]))
-        rows = [dict(row) for result in results for row in result["rows"]]
-        picture = before_after(shown, [list(result["shown"]) for result in results if len(result["shown"])])
-        storage.write_bytes(storage.join(config.output, "before_after.png"), encode_png(picture))
-        storage.write_bytes(storage.join(config.output, "images.csv"), as_csv(rows))
-        report = summarize(config, methods, rows, evaluated)
-        writer = RunWriter(run)
-        for row in report.rows:
-            values = {name: value for name, value in row.items() if isinstance(value, float)}
-            writer.metrics(
-                {f"evaluation/{row['method']}/{name}": value for name, value in values.items()}, row["steps"]
-            )
-        writer.image("evaluation/before_after", picture, 0)
-        writer.close()
-    reporting.save(report)
-    return report
+    console, started, shown = Console(highlight=False), time.perf_counter(), 0.0
+    for done, row in enumerate(judged.iter_rows(), start=1):
+        if row["error"]:
+            raise ValueError(row["error"])
+        seconds = time.perf_counter() - started
+        if seconds - shown >= PROGRESS_EVERY_S:
+            shown, left = seconds, seconds / done * (len(missing) - done)
+            console.print(f"evaluate {done}/{len(missing)} images, {done / seconds:.2f}/s, {left:.0f} s left")
 
 
-def summarize(
-    config: EvaluateConfig,
-    methods: Iterable[Method],
-    rows: Sequence[Mapping[str, Any]],
-    evaluated: Mapping[str, Any],
-) -> Report:
-    """Means over images and seeds, with a bootstrap interval of the mean raw PSNR over images."""
-    means: list[reporting.Row] = []
-    for method in methods:
-        mine = [row for row in rows if (row["method"], row["steps"]) == (method.name, method.steps)]
-        names = [name for name in mine[0] if name not in ("pair_id", "method", "steps", "seed")]
-        low, high = bootstrap([row["psnr"] for row in mine])
-        values = {name: float(np.mean([row[name] for row in mine])) for name in names}
-        means.append({"method": method.name, "steps": method.steps, **values, "psnr_95": f"{low:.2f} to {high:.2f}"})
+def read_part(parts: str, index: int) -> dict[str, Any]:
+    part: dict[str, Any] = json.loads(storage.read_bytes(part_url(parts, index)))
+    return part
+
+
+def draw(config: EvaluateConfig, parts: str, num_images: int) -> NDArray[np.uint8]:
+    """The grid of the first images."""
+    rows = (read_part(parts, index)["shown"] for index in range(num_images))
+    return before_after(shown_methods(config), [[base64.b64decode(png) for png in row] for row in rows if row])
+
+
+def summarize(config: EvaluateConfig, judgement: Judgement, evaluated: Mapping[str, Any]) -> Report:
+    """Means over images and seeds, with bootstrap intervals over images."""
+    rows: list[Row] = []
+    for method in judgement.methods:
+        names = (*judgement.figures, *COSTS)
+        means = {name: mean_of([row[name] for row in judgement.of(method)]) for name in names}
+        rows.append({"method": method.name, "steps": method.steps, **means})
     facts = {
-        "images": len({row["pair_id"] for row in rows}),
+        "images": len(judgement.per_image(judgement.methods[0], "psnr")),
         "split": config.split,
         "seeds": list(config.seeds),
         "protocol": PROTOCOL,
-        "before_after": storage.join(config.output, "before_after.png"),
+        "intervals_95": intervals(judgement),
+        "environment": environment(config),
         "evaluated": evaluated,
     }
-    return Report(title="Evaluation", rows=means, facts=facts, url=config.output)
+    return Report(title="Evaluation", rows=rows, facts=facts, url=config.output)
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """None where it could not be measured."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def intervals(judgement: Judgement) -> list[Row]:
+    """95 % intervals of the means, `LOW to HIGH`, one row for each method."""
+    rows: list[Row] = []
+    for method in judgement.methods:
+        bounds = {name: bootstrap(list(judgement.per_image(method, name).values())) for name in judgement.figures}
+        texts = {name: f"{low:.4g} to {high:.4g}" for name, (low, high) in bounds.items()}
+        rows.append({"method": method.name, "steps": method.steps, **texts})
+    return rows
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over resampled images (seeded)."""
+    """The 95 % percentile interval of the mean over resampled images (seeded; Efron 1979)."""
     sample = np.random.default_rng(0).choice(values, size=(BOOTSTRAP_DRAWS, len(values)))
     low, high = np.percentile(sample.mean(axis=1), (2.5, 97.5))
     return float(low), float(high)
+
+
+def environment(config: EvaluateConfig) -> dict[str, Any]:
+    """What seconds and memory depend on."""
+    gpu = runs.use_gpu(config.compute)
+    return {
+        "device": "GPU of a worker" if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "threads": torch_threads(config.compute),
+        "workers": config.compute.workers,
+        "precision": config.precision,
+        "torch": torch.__version__,
+    }
+
+
+def brief(config: EvaluateConfig, facts: Row) -> dict[str, Any]:
+    """What the terminal shows of the facts."""
+    short = {name: facts[name] for name in ("images", "split", "seeds")}
+    return {**short, **{name: storage.join(config.output, name) for name in (PAGE, TABLE, BEFORE_AFTER)}}
+
+
+def judged_page(config: EvaluateConfig, parts: str, judgement: Judgement) -> str:
+    """The HTML report; only the pictures of the cases that it shows are read."""
+    report = summarize(config, judgement, {})
+    facts = {name: report.facts[name] for name in ("images", "split", "seeds", "protocol", "environment")}
+    weights = {f"weights of {method.key}": method.url for method in judgement.methods if method.url}
+    title = f"Evaluation on {config.split}: {report.facts['images']} images"
+    cases = find_cases(parts, judgement)
+    return report_page.render(title, report.rows, {**facts, **weights}, report.facts["intervals_95"], cases)
+
+
+def find_cases(parts: str, judgement: Judgement) -> list[Case]:
+    """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first."""
+    reasons: dict[str, list[str]] = {}
+    for end in ("worst", "best"):
+        for method in judgement.methods:
+            if not method.url:
+                continue
+            ranked = sorted((value, pair_id) for pair_id, value in judgement.per_image(method, "psnr").items())
+            chosen = ranked[:CASES_PER_END] if end == "worst" else ranked[::-1][:CASES_PER_END]
+            for place, (value, pair_id) in enumerate(chosen, start=1):
+                reasons.setdefault(pair_id, []).append(f"{end} {place} of {method.key} ({value:.2f} dB)")
+    order = list(judgement.per_image(judgement.methods[0], "psnr"))
+    return [make_case(pair_id, why, read_part(parts, order.index(pair_id))) for pair_id, why in reasons.items()]
+
+
+def make_case(pair_id: str, reasons: Sequence[str], part: Mapping[str, Any]) -> Case:
+    figures: dict[str, Row] = {}
+    for row in part["rows"]:
+        figures.setdefault(f"{row['method']}:{row['steps']}", row)
+    pictures = {key: data for key, data in part["pictures"].items() if key != TRUTH}
+    return Case(
+        pair_id=pair_id, reasons=reasons, figures=figures, pictures={**pictures, TRUTH: part["pictures"][TRUTH]}
+    )
+
+
+def track(writer: RunWriter, report: Report, picture: NDArray[np.uint8], files: Mapping[str, bytes]) -> None:
+    for row in report.rows:
+        values = {name: value for name, value in row.items() if isinstance(value, float)}
+        writer.metrics({f"evaluation/{row['method']}/{name}": value for name, value in values.items()}, row["steps"])
+    writer.image("evaluation/before_after", picture, 0)
+    with tempfile.TemporaryDirectory(prefix="reddit-report-") as folder:
+        for name, data in files.items():
+            path = Path(folder) / name
+            path.write_bytes(data)
+            writer.artifact(path, "evaluation")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -260,6 +288,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def plan_evaluate(config: EvaluateConfig) -> Report:
     """How many images would be judged by which methods."""
-    images = find_images(config)
-    rows = [{"method": method.name, "steps": method.steps, "weights": method.url} for method in methods_of(config)]
-    return Report(title=f"Plan of evaluate: {len(images)} images, seeds {config.seeds}", rows=rows)
+    images, methods = find_images(config), methods_of(config)
+    shown_methods(config)
+    rows = [{"method": method.name, "steps": method.steps, "weights": method.url} for method in methods]
+    calls = len(images) * len(config.seeds) * sum(method.steps for method in methods)
+    facts = {"network calls": calls, "seeds": config.seeds}
+    return Report(title=f"Plan of evaluate: {len(images)} images of {config.split}", rows=rows, facts=facts)

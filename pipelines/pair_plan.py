@@ -1,11 +1,8 @@
 """A short measurement, from which `ingest --dry-run` estimates bytes and time."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import ray
 
 from pipelines.config import IngestConfig
 from pipelines.layouts import PairSource
@@ -40,10 +37,3 @@ def measure(config: IngestConfig, pairs: Sequence[PairSource]) -> Sample:
         sizes.append(len(row["low"]) + len(row["normal"]))
     count = max(1, len(sizes))
     return Sample(num_pairs=len(sizes), bytes_per_pair=sum(sizes) / count, seconds_per_pair=seconds / count)
-
-
-def usable_cpus() -> int:
-    """CPUs that the job can keep busy; a local cluster claims more logical CPUs than the machine has cores."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    claimed = int(sum(node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]))
-    return min(claimed, os.cpu_count() or 1) if len(nodes) == 1 else claimed

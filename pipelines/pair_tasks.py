@@ -1,4 +1,4 @@
-"""What one Ray task of ingest does: survey normal images, or write one shard of pairs.
+"""What the Ray tasks of ingest do: survey normal images, or write one shard of pairs.
 
 Every image is decoded once: the survey decodes the normal images, since splits need to know which pairs share
 one, and the shard's task the low ones. The bytes that go into a shard are those that were surveyed, by checksum.
@@ -7,6 +7,8 @@ Both tasks write what they found before they return it, so that a job that was k
 
 import hashlib
 import json
+import math
+import os
 import time
 import zlib
 from collections import deque
@@ -25,6 +27,8 @@ from pipelines import images, shards, storage
 from reddit_core.degrade import DegradeConfig, degrade
 
 READERS = 8
+# A Ray task costs about 30 ms, a tenth of decoding one shard: enough tasks to share among the CPUs, and no more.
+TASKS_PER_CPU, MOST_PARTS_PER_TASK = 4, 4
 PROGRESS_EVERY_S = 10.0
 # Notes of an unfinished job, beside its shards.
 SURVEY, PIECES = "survey", "pieces"
@@ -57,7 +61,7 @@ class Surveyed:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Pairs that one Ray task deals with: a piece of the survey, or a shard (of one split)."""
+    """Pairs that are dealt with together: a piece of the survey, or a shard (of one split)."""
 
     name: str
     members: tuple[Surveyed, ...]
@@ -215,9 +219,10 @@ def read_result(output: str, name: str) -> ShardResult:
 def run_tasks(
     function: Callable[[Task], Result], parse: Callable[[Any], Result], tasks: Sequence[Task], what: str
 ) -> Iterator[Result]:
-    """Results of a function over tasks, one Ray task each, as they come; shows the rate and the time left.
+    """Results of a function over tasks, as they come; shows the rate and the time left.
 
-    Results travel as JSON, since Ray Data would pickle objects; `parse` makes them what they were.
+    Where there are many, one Ray task does up to four, one after the other. Results travel as JSON, since Ray
+    Data would pickle objects; `parse` makes them what they were.
 
     Raises:
         OSError: with the words of the first one that the function raised.
@@ -233,7 +238,8 @@ def run_tasks(
             return {"num_pairs": len(members), "result": "", "error": f"{type(error).__name__}: {error}"}
         return {"num_pairs": len(members), "result": json.dumps(result, default=asdict), "error": ""}
 
-    rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks)).map(work).iter_rows()
+    num_blocks = min(len(tasks), max(TASKS_PER_CPU * usable_cpus(), math.ceil(len(tasks) / MOST_PARTS_PER_TASK)))
+    rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=num_blocks).map(work).iter_rows()
     num_pairs, done = sum(len(task.members) for task in tasks), 0
     started = shown = time.perf_counter()
     for row in rows:
@@ -246,3 +252,10 @@ def run_tasks(
             left = (num_pairs - done) / rate
             Console().print(f"{what}: {done} of {num_pairs} pairs, {rate:.1f} pairs/s, {left:.0f} s left")
         yield parse(json.loads(row["result"]))
+
+
+def usable_cpus() -> int:
+    """CPUs that the job can keep busy; a local cluster claims more logical CPUs than the machine has cores."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    claimed = int(sum(node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]))
+    return min(claimed, os.cpu_count() or 1) if len(nodes) == 1 else claimed

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pipelines import images, reporting, shards, storage
 from pipelines.config import IngestConfig
 from pipelines.pair_index import IndexRow, read_index, write_index
-from pipelines.pair_plan import measure, usable_cpus
-from pipelines.pair_tasks import PIECES, SURVEY, ShardResult, Surveyed
+from pipelines.pair_plan import measure
+from pipelines.pair_tasks import PIECES, SURVEY, ShardResult, Surveyed, usable_cpus
 from pipelines.pair_work import (
     QUARANTINE,
     Work,

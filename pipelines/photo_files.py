@@ -109,10 +109,10 @@ def _decode_8_bit(image: Image.Image, data: bytes) -> Photograph:
 
 
 def _decode_16_bit(image: Image.Image, data: bytes) -> Photograph:
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.dtype != np.uint16:
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16:
         raise ValueError("its 16-bit pixels cannot be read; save it as a plain RGB or grey 16-bit PNG or TIFF")
-    decoded = decoded.astype(np.uint16, copy=False)
+    decoded: Pixels = found.astype(np.uint16, copy=False)
     if image.format != "TIFF":  # OpenCV applies the orientation of a TIFF itself, and of nothing else
         decoded = _turn(decoded, image.getexif().get(ORIENTATION, 1))
     grey = decoded.ndim == 2

@@ -50,6 +50,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+# A GPU that does not tell its load (one cut in parts, for one) would say so at every look.
+logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # Says at every attempt what the outbox says once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -96,6 +96,8 @@ class BufferedWriter:
         if points or files:
             logger.warning("%d metrics and %d files wait for %s", len(points), len(files), self._link.where)
             self._link.keep(points, files)
+        if lost := self._metrics.given_up + self._files.given_up:
+            logger.warning("%d metrics and files were given up and never reached %s", lost, self._link.where)
         self._copies.cleanup()
 
     def __enter__(self) -> Self:

@@ -52,6 +52,7 @@ class Inputs:
             output=str(self.root / "best"),
             stages=(4,),
             segment=SEGMENT,
+            refine_weight=0.4,
             optim=OptimConfig(steps=6, batch_size=4, warmup_steps=1, ema_decay=0.5, learning_rate=1e-3),
             compute=ONE_THREAD,
             checkpoint=CheckpointConfig(every=2, validate_every=2, validation_images=1, validation_crop=32),
@@ -161,6 +162,13 @@ def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs: 
     assert again.rows == report.rows
     with pytest.raises(ValueError, match="trials is 2, asked for 5"):
         tune(replace(config, trials=5))
+
+
+def test_stopping_early_needs_the_state_api(inputs: Inputs) -> None:
+    """Ray Train takes a stopped trial's workers back only with it, and the cluster of these tests is without."""
+    base = inputs.distillation(tracking=TrackingConfig(enabled=False))
+    with pytest.raises(ValueError, match=r"no dashboard.*--no-asha"):
+        tune(TuneConfig(distill=base, output=str(inputs.root / "asha"), space=SPACE))
 
 
 def test_no_trial_runs_the_teacher(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from pipelines.search_space import (
 from pipelines.sweep import Sweep
 from reddit_core.losses import LossWeights
 
-BASE = DistillConfig(cache="/c", teacher="/t", output="/o", pairs="/p", optim=OptimConfig(steps=100))
+BASE = DistillConfig(cache="/c", teacher="/t", output="/o", pairs="/p", refine_weight=0.4, optim=OptimConfig(steps=100))
 
 
 def test_reads_every_kind_of_dimension() -> None:

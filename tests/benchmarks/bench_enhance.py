@@ -1,0 +1,93 @@
+"""Seconds per megapixel of enhancement at 1, 2, 4 and 8 steps, against one bare U-Net forward.
+
+    python tests/benchmarks/bench_enhance.py --weights URL [--side 512] [--repeats 5] [--tile 256]
+
+`overhead` is the time of an N-step enhancement of a photograph that fits one tile, over N bare forwards on the
+same pixels, minus 1 (at most 5 % is wanted). `tiled` is the same photograph in tiles, over the untiled one; the
+passes that find the shared statistics are in it. Runs alternate, and medians are shown, so that a machine
+that slows down does so for all.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+
+from pipelines.reporting import Report, show
+from pipelines.weights import load_unet
+from reddit_core.sampler import seeded_noise
+from reddit_core.tiles import enhance_pixels, to_signed
+
+STEPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    weights: str
+    """URL of the weights."""
+    side: int = 512
+    """Side of the photograph in pixels."""
+    repeats: int = 5
+    """Runs of each, of which the median counts."""
+    tile: int = 0
+    """Side of the tiles; 0 leaves tiles out."""
+    threads: int = 1
+    """Torch CPU threads."""
+    device: str = "cpu"
+    """Torch device, such as cuda."""
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def bench(settings: Settings) -> Report:
+    """Every figure within one run, on the same machine, network and photograph."""
+    torch.set_num_threads(settings.threads)
+    file, device = load_unet(settings.weights), torch.device(settings.device)
+    unet, side, whole = file.unet.to(device), settings.side, settings.side
+    pixels = np.random.default_rng(0).integers(0, 64, (side, side, 3), dtype=np.uint8)
+    low, noise = to_signed(pixels, device), seeded_noise((1, 3, side, side), 0).to(device)
+    level = torch.full((1,), 0.5, device=device)
+    calls: dict[str, Callable[[], object]] = {"forward": lambda: unet(noise, low, level)}
+
+    def enhancement(steps: int, tile: int, overlap: int) -> Callable[[], object]:
+        return lambda: enhance_pixels(unet, pixels, file.schedule, steps, 0, tile, overlap)
+
+    for steps in STEPS:
+        calls[f"whole {steps}"] = enhancement(steps, whole, 0)
+        if settings.tile:
+            calls[f"tiled {steps}"] = enhancement(steps, settings.tile, settings.tile // 4)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(settings.repeats + 1):
+        for name, call in calls.items():
+            times[name].append(seconds_of(call, device))
+    median = {name: float(np.median(values[1:])) for name, values in times.items()}  # the first is a warm-up
+    megapixels = side * side / 1e6
+    rows = [
+        {
+            "steps": steps,
+            "seconds_per_megapixel": median[f"whole {steps}"] / megapixels,
+            "forwards": steps * median["forward"] / megapixels,
+            "overhead": median[f"whole {steps}"] / (steps * median["forward"]) - 1,
+            "tiled": median[f"tiled {steps}"] / median[f"whole {steps}"] if settings.tile else None,
+        }
+        for steps in STEPS
+    ]
+    facts = {"side": side, "tile": settings.tile, "threads": settings.threads, "device": str(device)}
+    return Report(title="Enhancement against bare forwards", rows=rows, facts=facts)
+
+
+if __name__ == "__main__":
+    show(bench(tyro.cli(Settings)), Console())
