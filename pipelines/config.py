@@ -160,9 +160,9 @@ class DistillConfig:
     stages: IntList = (16, 8, 4)
     """Teacher steps of each stage; its student has half as many."""
     progressive: bool = False
-    """Each stage's student is the next stage's teacher (needs trajectories online or stream)."""
+    """Each stage's student is the next stage's teacher (needs trajectories online)."""
     trajectories: Trajectories = "cache"
-    """Where the teacher runs: once before (cache), in the trainer (online), or beside it (stream)."""
+    """Where the teacher runs: once before (cache), or in the trainer (online)."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     refine_weight: float = 0.02
     """w of the refinement towards the reflectance; the paper writes omega = 1 - w (its weights: w = 0.8); 0 is off."""

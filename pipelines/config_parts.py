@@ -11,7 +11,7 @@ from reddit_core.schedule import LevelDraw
 Split = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16"]
 RateShape = Literal["constant", "cosine", "linear"]
-Trajectories = Literal["cache", "online", "stream"]
+Trajectories = Literal["cache", "online"]
 
 IntList = Annotated[
     tuple[int, ...],

@@ -27,11 +27,12 @@ DISTILL: Mapping[str, Settings] = {
         "segment.crop": 64,
         "segment.crops": 16,
         "optim.steps": 200,
+        "optim.batch_size": 8,
         "optim.learning_rate": 3e-4,
         "optim.warmup-steps": 20,
         "optim.precision": "bf16",
         "checkpoint.every": 100,
-        "checkpoint.validate-every": 100,
+        "checkpoint.validate-every": 200,
     },
     "lol-cpu": {
         "segment.crop": 80,

@@ -79,7 +79,7 @@ def teacher_targets(
 ) -> tuple[Segment, torch.Tensor]:
     """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
 
-    This is the one place where a teacher makes targets, for the cache, `online` and `stream` alike.
+    This is the one place where a teacher makes targets, for the cache and `online` alike.
     """
     device = next(unet.parameters()).device
     low, normal = to_images(records["low"], device), to_images(records["normal"], device)
