@@ -1,11 +1,12 @@
 """Where each dataset keeps its pairs: a source URL becomes a list of pairs of URLs."""
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+
+from rich.console import Console
 
 from pipelines import storage
 from pipelines.config import IngestConfig
@@ -13,8 +14,6 @@ from pipelines.folder_layouts import FOLDER_LAYOUTS, LOW_SIDES, FolderLayout, sd
 from pipelines.images import EXTENSIONS
 from pipelines.pair_tables import list_table
 from pipelines.redaction import redact
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +193,7 @@ def smid_test_scenes(source: str) -> frozenset[str]:
     """The scenes of SMID's official test list, which lies beside the images."""
     lists = [name for name in storage.list_files(source) if PurePosixPath(name).name in SMID_TEST_LISTS]
     if not lists:
-        logger.warning("%s holds no test_list.txt, so no scene of SMID is kept for testing", redact(source))
+        message = f"warning: {redact(source)} holds no test_list.txt, so no scene of SMID is kept for testing"
+        Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
         return frozenset()
     return frozenset(storage.read_bytes(storage.join(source, lists[0])).decode().split())

@@ -113,10 +113,10 @@ def test_smid_skips_half_frames_and_reads_the_test_list(tmp_path: Path, test_lis
     assert [pair.split for pair in pairs.values()] == ["", "", "test", "test"]
 
 
-def test_smid_without_its_test_list_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_smid_without_its_test_list_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make(tmp_path, "SMID_LQ_np/0001/0001.npy", "SMID_Long_np/0001/0001.npy")
     assert [pair.split for pair in listed(root, "smid").values()] == [""]
-    assert "no test_list.txt" in caplog.text
+    assert "no test_list.txt" in capsys.readouterr().err
 
 
 def test_sdsd_keeps_a_video_and_its_second_take_together(tmp_path: Path) -> None:
