@@ -21,7 +21,7 @@ from pipelines.tracking import RunHandle
 from pipelines.training import Batch, Loop, Network, check_workers
 from pipelines.trajectories import teacher_targets
 from pipelines.validation import ValidationImages
-from pipelines.weights import load_unet, save_unet
+from pipelines.weights import load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
@@ -108,11 +108,6 @@ class DistillObjective:
         }
         file = UNetFile(unet=unet, schedule=self.teacher_file.schedule, facts=facts)
         save_unet(storage.join(self.config.output, student_name(self.config.stages[stage])), file)
-
-
-def load_lpips(url: str) -> Lpips:
-    """The perceptual distance over the backbone at a URL, read without pickle."""
-    return Lpips(storage.read_tensors(url))
 
 
 def make_stream(config: DistillConfig) -> Stream:

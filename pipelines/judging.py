@@ -22,8 +22,7 @@ from pipelines.images import encode_png
 from pipelines.pairs import decode_pair
 from pipelines.records import cached_shard, to_images
 from pipelines.shards import ShardEntry
-from pipelines.weights import load_unet
-from reddit_core.lpips import Lpips
+from pipelines.weights import load_lpips, load_unet
 from reddit_core.metrics import quality
 from reddit_core.sampler import enhance
 from reddit_core.unet import use_channels_last
@@ -124,7 +123,7 @@ class Judge:
         self.files = {method.url: load_unet(method.url, config.norm_groups) for method in self.methods if method.url}
         for file in self.files.values():
             use_channels_last(file.unet.to(self.device))
-        distances = [Lpips(storage.read_tensors(url)).to(self.device) for url in config.lpips]
+        distances = [load_lpips(url).to(self.device) for url in config.lpips]
         self.distances = {f"lpips_{distance.backbone}": distance for distance in distances}
         for method in self.methods:
             self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)

@@ -4,7 +4,6 @@ A plain path means `file://`. Object stores are reached with the standard creden
 fsspec implementation; transient failures are retried with exponential backoff.
 """
 
-import io
 import os
 import posixpath
 import uuid
@@ -12,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import torch
 from fsspec.implementations.local import LocalFileSystem
-from safetensors.torch import load
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
-from torch import Tensor
-
-from reddit_core.weights import is_pth
 
 RETRY_ATTEMPTS = 8
 # Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
@@ -141,19 +135,3 @@ def check_writable(url: str) -> None:
         delete(probe)
     except OSError as error:
         raise ValueError(f"output {url} cannot be written ({error}); choose another or mend its permissions") from None
-
-
-def read_tensors(url: str) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or, without unpickling code, a .pth file.
-
-    Raises:
-        ValueError: if there is nothing at the URL.
-    """
-    try:
-        data = read_bytes(url)
-    except FileNotFoundError:
-        raise ValueError(f"there is no state dict at {url}; give the URL of a .safetensors or .pth file") from None
-    if is_pth(data):
-        state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return state
-    return dict(load(data))

@@ -1,11 +1,15 @@
-"""U-Net weights at URLs: `reddit_core.weights` over `storage`."""
+"""Weights at URLs: `reddit_core.weights` over `storage`."""
 
+import io
 import pickle
 
 import torch
+from safetensors.torch import load
+from torch import Tensor
 
 from pipelines import storage
-from reddit_core.weights import UNetFile, decode_unet, encode_unet
+from reddit_core.lpips import Lpips
+from reddit_core.weights import UNetFile, decode_unet, encode_unet, is_pth
 
 
 def load_unet(url: str, norm_groups: int = 32) -> UNetFile:
@@ -28,3 +32,24 @@ def load_unet(url: str, norm_groups: int = 32) -> UNetFile:
 def save_unet(url: str, file: UNetFile, dtype: torch.dtype = torch.float32) -> None:
     """Writes safetensors of this project, atomically; the same bytes for the same weights."""
     storage.write_bytes(url, encode_unet(file, dtype))
+
+
+def read_tensors(url: str) -> dict[str, Tensor]:
+    """A state dict from a .safetensors or, without unpickling code, a .pth file.
+
+    Raises:
+        ValueError: if there is nothing at the URL.
+    """
+    try:
+        data = storage.read_bytes(url)
+    except FileNotFoundError:
+        raise ValueError(f"there is no state dict at {url}; give the URL of a .safetensors or .pth file") from None
+    if is_pth(data):
+        state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return state
+    return dict(load(data))
+
+
+def load_lpips(url: str) -> Lpips:
+    """The perceptual distance over the backbone at a URL, read without pickle."""
+    return Lpips(read_tensors(url))
