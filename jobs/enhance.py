@@ -1,7 +1,7 @@
 """Enhance a photograph, a folder or a bucket of them."""
 
 from jobs.cli import Job, main
-from pipelines.config import EnhanceConfig
+from pipelines.config_use import EnhanceConfig
 from pipelines.enhancement import enhance, plan_enhance
 
 JOB = Job("enhance", EnhanceConfig, plan_enhance, enhance)

@@ -1,7 +1,7 @@
 """Measure weights on a split of the pairs."""
 
 from jobs.cli import Job, main
-from pipelines.config import EvaluateConfig
+from pipelines.config_use import EvaluateConfig
 from pipelines.evaluation import evaluate, plan_evaluate
 
 JOB = Job("evaluate", EvaluateConfig, plan_evaluate, evaluate)

@@ -1,7 +1,7 @@
 """Export a student with its sampler to ONNX and torch.export."""
 
 from jobs.cli import Job, main
-from pipelines.config import ExportConfig
+from pipelines.config_use import ExportConfig
 from pipelines.exporting import export, plan_export
 
 JOB = Job("export", ExportConfig, plan_export, export)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pipelines import reporting, runs, shards, storage
 from pipelines.cluster import torch_threads
-from pipelines.config import EnhanceConfig
+from pipelines.config_use import EnhanceConfig
 from pipelines.photo_files import EXTENSIONS, Pixels, read_photograph, write_photograph
 from pipelines.reporting import Report
 from pipelines.weights import load_unet

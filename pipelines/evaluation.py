@@ -23,7 +23,7 @@ from rich.console import Console
 from pipelines import report_page, reporting, runs, shards, storage
 from pipelines.before_after import before_after
 from pipelines.cluster import torch_threads
-from pipelines.config import EvaluateConfig
+from pipelines.config_use import EvaluateConfig
 from pipelines.images import encode_png
 from pipelines.judging import PROTOCOL, TRUTH, ImageRef, Judge, Method, methods_of, part_url, shown_methods
 from pipelines.pairs import split_shards

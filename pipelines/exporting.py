@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pipelines import reporting, storage
-from pipelines.config import ExportConfig
+from pipelines.config_use import ExportConfig
 from pipelines.model_card import ModelCard
 from pipelines.reporting import Report
 from pipelines.weights import load_unet

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.cluster import torch_threads
-from pipelines.config import EvaluateConfig
+from pipelines.config_use import EvaluateConfig
 from pipelines.images import encode_png
 from pipelines.pairs import decode_pair
 from pipelines.records import cached_shard, to_images

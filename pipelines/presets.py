@@ -37,7 +37,7 @@ DISTILL: Mapping[str, Settings] = {
     "lol-cpu": {
         "segment.crop": 80,
         "segment.crops": 8,
-        "optim.steps": 800,
+        "optim.steps": 500,
         "optim.batch_size": 8,
         "optim.learning_rate": 2e-4,
         "optim.precision": "bf16",

@@ -18,8 +18,8 @@ from PIL import Image, ImageCms
 from jobs.cli import main
 from jobs.enhance import JOB
 from pipelines import storage
-from pipelines.config import EnhanceConfig
 from pipelines.config_parts import ComputeConfig
+from pipelines.config_use import EnhanceConfig
 from pipelines.enhancement import enhance, plan_enhance
 from pipelines.photo_files import read_photograph
 from pipelines.weights import load_unet, save_unet

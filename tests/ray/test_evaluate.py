@@ -15,8 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from jobs.cli import main
 from jobs.evaluate import JOB
 from pipelines import shards, storage
-from pipelines.config import EvaluateConfig
 from pipelines.config_parts import ComputeConfig, TrackingConfig
+from pipelines.config_use import EvaluateConfig
 from pipelines.evaluation import Judgement, bootstrap, evaluate, find_cases, plan_evaluate
 from pipelines.images import encode_png
 from pipelines.judging import MOST_PSNR, ImageRef, Judge, Method, part_url

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines import exporting
-from pipelines.config import ExportConfig
+from pipelines.config_use import ExportConfig
 from pipelines.exporting import export, onnx_session, plan_export, run_onnx
 from pipelines.weights import save_unet
 from reddit_core.sampler import ddim_sample
