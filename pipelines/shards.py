@@ -143,12 +143,12 @@ def read_manifest(url: str, kind: str) -> Manifest:
     return manifest
 
 
-def encode_table(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table) -> memoryview:
     """Arrow IPC file bytes, the same for the same table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    return bytes(sink.getvalue())
+    return memoryview(sink.getvalue())
 
 
 def write_shard(url: str, name: str, table: pa.Table, split: str = "") -> ShardEntry:

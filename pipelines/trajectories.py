@@ -79,7 +79,7 @@ def teacher_targets(
 ) -> tuple[Segment, torch.Tensor]:
     """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
 
-    This is the one place where a teacher makes targets, for the cache and `online` alike.
+    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike.
     """
     device = next(unet.parameters()).device
     low, normal = to_images(records["low"], device), to_images(records["normal"], device)
@@ -107,7 +107,7 @@ class TeacherActor:
     def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[Any]]]:
         for task, data in zip(batch["task"], batch["records"], strict=True):
             table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-            yield {"task": [task], "shard": [shards.encode_table(self.compute(table))]}
+            yield {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
 
     def compute(self, table: pa.Table) -> pa.Table:
         size = self.config.batch_size
@@ -178,7 +178,7 @@ def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedu
         task = tasks[int(batch["id"][0])]
         rows = np.arange(task.shard.rows)
         records = load_records(config.pairs, task.shard, config.segment, schedule, task.stage, rows)
-        return {"task": [int(batch["id"][0])], "records": [shards.encode_table(records_table(records))]}
+        return {"task": [int(batch["id"][0])], "records": [bytes(shards.encode_table(records_table(records)))]}
 
     def write(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         task = tasks[int(batch["task"][0])]
