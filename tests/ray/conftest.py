@@ -228,3 +228,23 @@ def s3(s3_gateway: type[FaultyGateway]) -> Iterator[Bucket]:
     s3_gateway.upstream = (host, port)
     yield Bucket(f"http://{host}:{port}")
     server.stop()
+
+
+@pytest.fixture
+def swift(s3_gateway: type[FaultyGateway], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """OpenStack Swift behind the gateway, in place of moto's server, with an empty bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("swift_server.py")
+    command = [sys.executable, str(script), str(tmp_path / "swift"), str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as servers:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and servers.poll() is None:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        monkeypatch.setattr(s3_gateway, "upstream", ("127.0.0.1", port))
+        yield Bucket(f"http://127.0.0.1:{port}")
+        servers.communicate()  # closes its standard input
