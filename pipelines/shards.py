@@ -127,6 +127,13 @@ def read_manifest(url: str, kind: str) -> Manifest:
         raise ValueError(f"{url} holds no finished {kind} ({MANIFEST} is missing); make it with {job}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{url}/{MANIFEST} is damaged ({error}); make it again") from None
+    try:
+        return parse_manifest(document, url, kind)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{url}/{MANIFEST} lacks or misnames a field ({error}); make it again") from None
+
+
+def parse_manifest(document: Any, url: str, kind: str) -> Manifest:
     if document["kind"] != kind or document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
             f"{url} holds {document['kind']} of schema {document['schema_version']}, but {kind} of schema "
