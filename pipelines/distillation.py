@@ -23,7 +23,7 @@ from pipelines.tracking import RunHandle
 from pipelines.training import Batch, Loop, Network, check_workers
 from pipelines.trajectories import teacher_targets
 from pipelines.validation import ValidationImages
-from pipelines.weights import load_lpips, load_unet, save_unet
+from pipelines.weights import load_hashed_unet, load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
@@ -118,8 +118,7 @@ def make_stream(config: DistillConfig) -> Stream:
     Raises:
         ValueError: if a stage's cache is missing, or was made with other settings; each is named.
     """
-    teacher = load_unet(config.teacher, config.norm_groups)
-    sha256 = sha256_of(config.teacher)
+    teacher, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
     stages = []
     for stage in config.stages:
         if config.trajectories == "cache":

@@ -5,7 +5,6 @@ tasks write. A row between them is one whole shard, so that a shard is made in f
 actor and its bytes do not depend on how many there are.
 """
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from pipelines.records import (
 )
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
-from pipelines.weights import load_unet
+from pipelines.weights import load_hashed_unet, load_unet
 from reddit_core.diffusion import Estimate, predict
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
@@ -125,10 +124,8 @@ class TeacherActor:
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
     """What each stage's cache consists of and which shards of it are there already."""
     manifest = shards.read_manifest(config.pairs, "pairs")
-    teacher_bytes = storage.read_bytes(config.teacher)
-    file = load_unet(config.teacher, config.norm_groups)
+    file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
     record_shards = plan_shards(manifest, config.split, config.segment, config.records_per_shard)
-    sha256 = hashlib.sha256(teacher_bytes).hexdigest()
     plans = []
     for stage in config.stages:
         file.schedule.grid(stage)
