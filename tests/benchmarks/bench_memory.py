@@ -31,6 +31,8 @@ from reddit_core.weights import UNetFile
 
 ROOT = Path(__file__).parents[2]
 SCALES = (1, 4, 16)
+SHARDS = 8
+"""Shards at the smallest scale: enough to keep every worker busy there too. They have the same size at all scales."""
 FLAT = 1.1
 """What still counts as flat: the peak at the largest scale against the one at the smallest."""
 BYTES_TARGET = 1.02
@@ -47,8 +49,6 @@ class Settings:
     """Pairs at the smallest scale, each of 480 x 320 pixels."""
     crop: int = 64
     """Side of the crops of precompute, four to a pair."""
-    records_per_shard: int = 64
-    """Records in a trajectory shard; the smallest scale should fill several."""
     jobs: tuple[Literal["ingest", "precompute"], ...] = ("ingest", "precompute")
     """The jobs that are measured."""
 
@@ -75,20 +75,31 @@ def make_source(root: Path, num_pairs: int) -> Path:
     return root
 
 
-def memory_of(process: psutil.Process) -> int:
-    """Bytes held by a process and all that it started."""
-    total = 0
+@dataclass(frozen=True, order=True)
+class Peak:
+    """The most that a job held, in MiB, and in how many processes that was."""
+
+    mib: float = 0.0
+    processes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.mib:7.0f} MiB in {self.processes} processes"
+
+
+def memory_of(process: psutil.Process) -> Peak:
+    """What a process and all that it started hold now."""
+    sizes = []
     for member in [process, *process.children(recursive=True)]:
         try:
-            total += member.memory_full_info().pss
+            sizes.append(member.memory_full_info().pss)
         except psutil.Error:  # it has just ended
             continue
-    return total
+    return Peak(sum(sizes) / 2**20, len(sizes))
 
 
-def run(job: str, *flags: str) -> tuple[float, float]:
-    """(peak MiB, seconds) of a job."""
-    started, peak = time.perf_counter(), 0
+def run(job: str, *flags: str) -> tuple[Peak, float]:
+    """The peak and the seconds of a job."""
+    started, peak = time.perf_counter(), Peak()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = psutil.Popen(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *flags],
@@ -104,28 +115,28 @@ def run(job: str, *flags: str) -> tuple[float, float]:
         time.sleep(INTERVAL_S)
     if process.wait():
         raise SystemExit(f"{job} ended with status {process.returncode}")
-    return peak / 2**20, time.perf_counter() - started
+    return peak, time.perf_counter() - started
 
 
-def measure(settings: Settings, folder: Path, scale: int) -> dict[str, float]:
-    """Peak MiB of each job at one scale."""
+def measure(settings: Settings, folder: Path, scale: int) -> dict[str, Peak]:
+    """The peak of each job at one scale."""
     num_pairs, pairs = settings.pairs * scale, folder / f"pairs{scale}"
     source = make_source(folder / f"source{scale}", num_pairs)
-    flags = f"--source {source} --output {pairs} --pairs-per-shard 16 --validation-share 0"
+    flags = f"--source {source} --output {pairs} --pairs-per-shard {settings.pairs // SHARDS} --validation-share 0"
     peaks = {}
     peaks["ingest"], seconds = run("ingest", *flags.split())
-    print(f"{scale:3}x ingest      {num_pairs:6} pairs    {peaks['ingest']:7.0f} MiB  {seconds:6.1f} s", flush=True)
+    print(f"{scale:3}x ingest      {num_pairs:6} pairs    {peaks['ingest']}  {seconds:6.1f} s", flush=True)
     if "precompute" not in settings.jobs:
         return peaks
     cache = folder / f"cache{scale}"
     flags = f"""--pairs {pairs} --teacher {folder}/teacher.safetensors --output {cache} --stages 16
-        --segment.crop {settings.crop} --segment.crops 4 --records-per-shard {settings.records_per_shard}"""
+        --segment.crop {settings.crop} --segment.crops 4 --records-per-shard {4 * settings.pairs // SHARDS}"""
     peaks["precompute"], seconds = run("precompute", *flags.split())
     (url,) = cache.glob("16-*")
     manifest = shards.read_manifest(str(url), "trajectories")
     ratio = sum(entry.bytes for entry in manifest.shards) / manifest.num_rows / (24 * settings.crop**2)
     print(
-        f"{scale:3}x precompute  {manifest.num_rows:6} records  {peaks['precompute']:7.0f} MiB  {seconds:6.1f} s; "
+        f"{scale:3}x precompute  {manifest.num_rows:6} records  {peaks['precompute']}  {seconds:6.1f} s; "
         f"bytes per record / 24 p^2: {ratio:.4f} ({BYTES_TARGET} {'kept' if ratio <= BYTES_TARGET else 'missed'})",
         flush=True,
     )
@@ -140,7 +151,7 @@ def main(settings: Settings) -> None:
         save_unet(str(folder / "teacher.safetensors"), teacher)
         peaks = {scale: measure(settings, folder, scale) for scale in SCALES}
     for job, (small, large) in itertools.product(settings.jobs, [(SCALES[0], scale) for scale in SCALES[1:]]):
-        ratio = peaks[large][job] / peaks[small][job]
+        ratio = peaks[large][job].mib / peaks[small][job].mib
         print(f"{job}: peak at {large}x / {small}x: {ratio:.3f} ({'flat' if ratio <= FLAT else 'it grows'})")
 
 
