@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import shards, storage
-from pipelines.config_parts import SegmentConfig
+from pipelines.config_parts import RECORDS_PER_SHARD, SegmentConfig
 from pipelines.records import (
     Batch,
     RecordShard,
@@ -19,8 +19,6 @@ from pipelines.records import (
 )
 from pipelines.shards import Manifest, ShardEntry
 from reddit_core.schedule import NoiseSchedule
-
-RECORDS_PER_SHARD = 512
 
 
 def find_cache(root: str, stage: int, teacher_sha256: str, segment: SegmentConfig) -> tuple[str, Manifest]:
@@ -76,7 +74,7 @@ class OnlineRecords:
 
 
 def online_shards(pairs: str, segment: SegmentConfig) -> tuple[RecordShard, ...]:
-    """The same plan as precompute's, so that all three ways see the same records in the same order."""
+    """The plan of a cache with shards of the usual size: all three ways see the same records in the same order."""
     return plan_shards(shards.read_manifest(pairs, "pairs"), "train", segment, RECORDS_PER_SHARD)
 
 

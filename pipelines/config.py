@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.config_parts import (
+    RECORDS_PER_SHARD,
     CheckpointConfig,
     ComputeConfig,
     IntList,
@@ -126,7 +127,7 @@ class PrecomputeConfig:
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     split: Split = "train"
     """Split of the pairs that is used."""
-    records_per_shard: int = 512
+    records_per_shard: int = RECORDS_PER_SHARD
     """Most records in one trajectory shard."""
     batch_size: int = 32
     """Records per teacher evaluation; fixed, since it can show in the last bit."""
@@ -156,13 +157,15 @@ class DistillConfig:
     output: str
     """URL of the run: checkpoints, student-N.safetensors and report.json."""
     pairs: str = ""
-    """URL of the pair dataset, for validation and for trajectories computed online."""
+    """URL of the pair dataset, for validation and for trajectories that are not cached."""
     stages: IntList = (16, 8, 4)
     """Teacher steps of each stage; its student has half as many."""
     progressive: bool = False
     """Each stage's student is the next stage's teacher (needs trajectories online)."""
     trajectories: Trajectories = "cache"
-    """Where the teacher runs: once before (cache), or in the trainer (online)."""
+    """Where the teacher runs: once before (cache), in the trainer (online), or in actors beside it (stream)."""
+    teacher_actors: int = 1
+    """Teacher actors beside the trainers, each with as much as a worker has (trajectories stream)."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     refine_weight: float = 0.02
     """w of the refinement towards the reflectance; the paper writes omega = 1 - w (its weights: w = 0.8); 0 is off."""
@@ -189,10 +192,11 @@ class DistillConfig:
             f"loss.perceptual is {self.loss.perceptual}, but no backbone is given; add --lpips URL, or set it to 0",
         )
         require(
-            not (self.progressive and self.trajectories == "cache"),
-            "progressive changes the teacher from stage to stage, but a cache holds one teacher's trajectories; "
-            "add --trajectories online",
+            not self.progressive or self.trajectories == "online",
+            "progressive changes the teacher from stage to stage, but a cache holds one teacher's trajectories, and "
+            "actors that stream read ahead of its training; add --trajectories online",
         )
+        require(self.teacher_actors >= 1, f"teacher_actors is {self.teacher_actors}, but must be at least 1")
         require(
             self.trajectories == "cache" or bool(self.pairs),
             f"trajectories {self.trajectories} run the teacher over the pairs; add --pairs URL",
@@ -240,4 +244,8 @@ class TuneConfig:
             bool(self.distill.pairs) and self.distill.checkpoint.validate_every > 0,
             "trials are compared on the validation split; give --distill.pairs URL and a "
             "--distill.checkpoint.validate-every above 0",
+        )
+        require(
+            self.distill.trajectories != "stream",
+            "trajectories stream would give every trial teacher actors of its own; use the cache that all share",
         )

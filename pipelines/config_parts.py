@@ -11,7 +11,10 @@ from reddit_core.schedule import LevelDraw
 Split = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16"]
 RateShape = Literal["constant", "cosine", "linear"]
-Trajectories = Literal["cache", "online"]
+# Most records in a trajectory shard, where nothing else is said: then every place that a teacher can run in trains on
+# the same records in the same order.
+RECORDS_PER_SHARD = 512
+Trajectories = Literal["cache", "online", "stream"]
 
 IntList = Annotated[
     tuple[int, ...],

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from pipelines import reporting, runs, storage, student_registry
 from pipelines.caches import CachedRecords, OnlineRecords, find_cache, online_shards
+from pipelines.cluster import num_gpus
 from pipelines.config import DistillConfig
 from pipelines.order import Order
 from pipelines.records import levels_of, to_images
 from pipelines.reporting import Report
-from pipelines.stream import Stage, Stream
+from pipelines.stream import Beside, Stage, Stream
+from pipelines.streaming import StreamingTeacher
 from pipelines.tracking import RunHandle
 from pipelines.training import Batch, Loop, Network, check_workers
 from pipelines.trajectories import teacher_targets
 from pipelines.validation import ValidationImages
-from pipelines.weights import load_lpips, load_unet, save_unet
+from pipelines.weights import load_hashed_unet, load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
@@ -111,13 +113,12 @@ class DistillObjective:
 
 
 def make_stream(config: DistillConfig) -> Stream:
-    """The records of all stages, from their caches or straight from the pairs.
+    """The records of all stages, from their caches or straight from the pairs; where they stream, with the teacher.
 
     Raises:
         ValueError: if a stage's cache is missing, or was made with other settings; each is named.
     """
-    teacher = load_unet(config.teacher, config.norm_groups)
-    sha256 = sha256_of(config.teacher)
+    teacher, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
     stages = []
     for stage in config.stages:
         if config.trajectories == "cache":
@@ -129,7 +130,31 @@ def make_stream(config: DistillConfig) -> Stream:
         online = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, stage)
         order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
         stages.append(Stage(order=order, load=online))
-    return Stream(stages=stages, steps=config.optim.steps, batch_size=config.optim.batch_size)
+    beside = teachers_beside(config) if config.trajectories == "stream" else None
+    return Stream(stages=stages, steps=config.optim.steps, batch_size=config.optim.batch_size, beside=beside)
+
+
+def teachers_beside(config: DistillConfig) -> Beside:
+    """The teacher actors of `stream`, which evaluate the batches that a worker would with the teacher `online`.
+
+    Raises:
+        ValueError: if the cluster has too few GPUs for workers and teachers.
+    """
+    compute, gpu = config.compute, runs.use_gpu(config.compute)
+    wanted = compute.workers + config.teacher_actors
+    if gpu and num_gpus() < wanted:
+        raise ValueError(
+            f"{compute.workers} workers and {config.teacher_actors} teacher actors need {wanted} GPUs, but the cluster "
+            f"has {num_gpus()}; lower them, or use --trajectories cache or online"
+        )
+    rows = config.optim.batch_size // (compute.workers * config.optim.accumulate)
+    return Beside(
+        actor=StreamingTeacher,
+        args=(config, rows, "cuda" if gpu else "cpu"),
+        num_actors=config.teacher_actors,
+        num_cpus=compute.cpus_per_worker,
+        num_gpus=int(gpu),
+    )
 
 
 def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:

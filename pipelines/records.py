@@ -99,6 +99,12 @@ def decoded_pair(url: str, entry: ShardEntry, row: int) -> tuple[NDArray[np.uint
     return decode_pair(cached_shard(url, entry).slice(row, 1).to_pylist()[0])
 
 
+def place_of(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
+    """(pair, crop, draw) of a virtual row of a pair shard."""
+    pair, rest = divmod(record, segment.crops * segment.draws)
+    return pair, *divmod(rest, segment.draws)
+
+
 def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArray[np.int64]) -> Batch:
     """The crops of a record shard's `rows` (0 is its first record): images uint8, [n, crop, crop, 3]."""
     columns: dict[str, list[Any]] = {
@@ -106,8 +112,7 @@ def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArr
     }
     pair_ids = cached_shard(url, shard.pairs).column("pair_id")
     for record in shard.start + rows:
-        pair, rest = divmod(int(record), segment.crops * segment.draws)
-        crop, draw = divmod(rest, segment.draws)
+        pair, crop, draw = place_of(int(record), segment)
         pair_id = pair_ids[pair].as_py()
         low, normal = decoded_pair(url, shard.pairs, pair)
         y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
@@ -130,7 +135,7 @@ def draw_levels(
     """`seed` [n], `nodes` [n, 3] and `levels` (a_t, a_u, a_s) [n, 3] of records on the `stage`-step grid."""
     seeds, nodes, levels = [], [], []
     for pair_id, row in zip(crops["pair_id"], rows, strict=True):
-        crop, draw = divmod(int(shard.start + row) % (segment.crops * segment.draws), segment.draws)
+        _, crop, draw = place_of(int(shard.start + row), segment)
         seed = seed_of(segment.seed, pair_id, crop, draw, stage)
         group = seed if segment.shared_t == 1 else seed_of(segment.seed, shard.name, stage, row // segment.shared_t)
         generator = torch.Generator().manual_seed(group >> 1)

@@ -27,7 +27,7 @@ MAX_FAILURES = 3
 # (40 % of a core, measured) for as long as finished tasks wait for room.
 READY_BYTES = 2 * 2**30
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
-FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint")
+FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
 PLACES = ("pairs", "teacher", "cache", "lpips")
 
 

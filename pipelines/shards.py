@@ -127,6 +127,13 @@ def read_manifest(url: str, kind: str) -> Manifest:
         raise ValueError(f"{url} holds no finished {kind} ({MANIFEST} is missing); make it with {job}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{url}/{MANIFEST} is damaged ({error}); make it again") from None
+    try:
+        return parse_manifest(document, url, kind)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{url}/{MANIFEST} lacks or misnames a field ({error}); make it again") from None
+
+
+def parse_manifest(document: Any, url: str, kind: str) -> Manifest:
     if document["kind"] != kind or document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
             f"{url} holds {document['kind']} of schema {document['schema_version']}, but {kind} of schema "
@@ -143,12 +150,12 @@ def read_manifest(url: str, kind: str) -> Manifest:
     return manifest
 
 
-def encode_table(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table) -> memoryview:
     """Arrow IPC file bytes, the same for the same table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    return bytes(sink.getvalue())
+    return memoryview(sink.getvalue())
 
 
 def write_shard(url: str, name: str, table: pa.Table, split: str = "") -> ShardEntry:

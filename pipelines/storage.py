@@ -8,27 +8,48 @@ import os
 import posixpath
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import aiohttp
+import botocore.exceptions
+import botocore.parsers
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 RETRY_ATTEMPTS = 8
 # Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+# What HTTP clients below fsspec raise for connections that broke, as often as they are let through untranslated.
+BROKEN_CONNECTIONS = (
+    aiohttp.ClientError,
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.parsers.ResponseParserError,
+)
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 
 
 def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, BROKEN_CONNECTIONS):
+        return True
     return isinstance(error, OSError) and not isinstance(error, PERMANENT_ERRORS) and error.errno not in {28, 30}
+
+
+def _give_up(state: RetryCallState) -> NoReturn:
+    """Raises the last error, always as an OSError, which is what callers and the command line know."""
+    error = state.outcome.exception() if state.outcome else None
+    assert error is not None
+    if isinstance(error, OSError):
+        raise error
+    raise OSError(f"the connection broke {state.attempt_number} times: {error}") from error
 
 
 _with_retries = retry(
     retry=retry_if_exception(_is_transient),
     stop=stop_after_attempt(RETRY_ATTEMPTS),
     wait=wait_random_exponential(multiplier=0.2, max=20),
-    reraise=True,
+    retry_error_callback=_give_up,
 )
 
 
@@ -79,11 +100,11 @@ def read_bytes(url: str) -> bytes:
 
 
 @_with_retries
-def write_bytes(url: str, data: bytes) -> None:
+def write_bytes(url: str, data: bytes | memoryview) -> None:
     """Writes a whole object atomically: readers see the old one or the new one, never a part."""
     filesystem, path = open_filesystem(url)
     if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, data)
+        filesystem.pipe_file(path, bytes(data))
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 Worker r of W takes the r-th part of every batch, so a batch is the same records for any W. One task
 loads one worker's parts of a span of steps, as one block; Ray Train deals the blocks to the workers in
-turn. Each row carries its `position`, so that a worker can check that it got what was due.
+turn. Each row carries its `position`, so that a worker can check that it got what was due. Where actors
+beside the trainers have to add something to a block, it passes through one of them on its way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,27 @@ Loader = Callable[[NDArray[np.int64]], Batch]
 """Loads the records given as (shard, row, epoch), [n, 3], in that order."""
 
 
+# Less than an actor reserves, so that Ray Data does not fuse loading into the actors.
+LOAD_CPUS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Actors that every loaded block passes through.
+
+    Attributes:
+        actor: a class whose instances map a batch to a batch of the same rows in the same order.
+        args: what it is made with.
+        num_actors, num_cpus, num_gpus: how many there are, and what each reserves.
+    """
+
+    actor: type
+    args: tuple[Any, ...]
+    num_actors: int
+    num_cpus: float
+    num_gpus: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage's records: their order, and how they are loaded."""
@@ -35,12 +57,14 @@ class Stream:
 
     Attributes:
         span_steps: steps that one task loads.
+        beside: actors that add to what was loaded, if any.
     """
 
     stages: Sequence[Stage]
     steps: int
     batch_size: int
     span_steps: int = 8
+    beside: Beside | None = None
 
     @property
     def num_steps(self) -> int:
@@ -82,4 +106,16 @@ def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.
         start, stop, rank = tasks[int(batch["id"][0])]
         return stream.load(start, stop, rank, num_workers)
 
-    return ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(load, batch_size=1)
+    blocks = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    blocks.context.target_max_block_size = None  # or Ray Data splits large ones, and the workers' turns get confused
+    if stream.beside is None:
+        return blocks.map_batches(load, batch_size=1)
+    beside = stream.beside
+    return blocks.map_batches(load, batch_size=1, num_cpus=LOAD_CPUS).map_batches(
+        beside.actor,
+        fn_constructor_args=beside.args,
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=beside.num_actors),
+        num_cpus=None if beside.num_gpus else beside.num_cpus,
+        num_gpus=beside.num_gpus or None,
+    )

@@ -5,7 +5,6 @@ tasks write. A row between them is one whole shard, so that a shard is made in f
 actor and its bytes do not depend on how many there are.
 """
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from pipelines.records import (
 )
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
-from pipelines.weights import load_unet
+from pipelines.weights import load_hashed_unet, load_unet
 from reddit_core.diffusion import Estimate, predict
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
@@ -79,7 +78,7 @@ def teacher_targets(
 ) -> tuple[Segment, torch.Tensor]:
     """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
 
-    This is the one place where a teacher makes targets, for the cache and `online` alike.
+    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike.
     """
     device = next(unet.parameters()).device
     low, normal = to_images(records["low"], device), to_images(records["normal"], device)
@@ -107,7 +106,7 @@ class TeacherActor:
     def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[Any]]]:
         for task, data in zip(batch["task"], batch["records"], strict=True):
             table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-            yield {"task": [task], "shard": [shards.encode_table(self.compute(table))]}
+            yield {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
 
     def compute(self, table: pa.Table) -> pa.Table:
         size = self.config.batch_size
@@ -125,10 +124,8 @@ class TeacherActor:
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
     """What each stage's cache consists of and which shards of it are there already."""
     manifest = shards.read_manifest(config.pairs, "pairs")
-    teacher_bytes = storage.read_bytes(config.teacher)
-    file = load_unet(config.teacher, config.norm_groups)
+    file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
     record_shards = plan_shards(manifest, config.split, config.segment, config.records_per_shard)
-    sha256 = hashlib.sha256(teacher_bytes).hexdigest()
     plans = []
     for stage in config.stages:
         file.schedule.grid(stage)
@@ -178,7 +175,7 @@ def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedu
         task = tasks[int(batch["id"][0])]
         rows = np.arange(task.shard.rows)
         records = load_records(config.pairs, task.shard, config.segment, schedule, task.stage, rows)
-        return {"task": [int(batch["id"][0])], "records": [shards.encode_table(records_table(records))]}
+        return {"task": [int(batch["id"][0])], "records": [bytes(shards.encode_table(records_table(records)))]}
 
     def write(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         task = tasks[int(batch["task"][0])]

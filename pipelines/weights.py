@@ -1,5 +1,6 @@
 """Weights at URLs: `reddit_core.weights` over `storage`."""
 
+import hashlib
 import io
 import pickle
 
@@ -18,12 +19,17 @@ def load_unet(url: str, norm_groups: int = 32) -> UNetFile:
     Raises:
         ValueError: naming the URL, if there is nothing there or it holds no U-Net that is understood.
     """
+    return load_hashed_unet(url, norm_groups)[0]
+
+
+def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
+    """As `load_unet`, with the SHA-256 of the very bytes that were read."""
     try:
         data = storage.read_bytes(url)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"there are no weights at {url}; give the URL of a .safetensors or released .pth") from None
     try:
-        return decode_unet(data, norm_groups)
+        return decode_unet(data, norm_groups), hashlib.sha256(data).hexdigest()
     except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the weights at {url} cannot be used: {reason}") from None

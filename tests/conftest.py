@@ -1,6 +1,6 @@
 """What all tests share: checked shapes, one Ray cluster, a tiny network, and small photographs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -75,17 +75,27 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
     return {name: shrunk(name) for name in PHOTOGRAPHS}
 
 
+@pytest.fixture(scope="session")
+def make_lol_folder(photographs: dict[str, NDArray[np.uint8]]) -> Callable[[Path], Path]:
+    """Makes a folder in LOLv1's layout: `our485/{low,high}/N.png`, eight pairs of 48 x 64 pixels, two of each scene."""
+
+    def make(root: Path) -> Path:
+        rng, number = np.random.default_rng(0), 0
+        for side in ("low", "high"):
+            (root / "our485" / side).mkdir(parents=True)
+        for photograph in photographs.values():
+            for top, left in ((0, 0), (48, 64)):
+                number += 1
+                normal = photograph[top : top + 48, left : left + 64]
+                low = degrade(normal, DegradeConfig(), rng)
+                Image.fromarray(normal).save(root / "our485" / "high" / f"{number}.png")
+                Image.fromarray(low).save(root / "our485" / "low" / f"{number}.png")
+        return root
+
+    return make
+
+
 @pytest.fixture
-def lol_folder(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> Path:
-    """A folder in LOLv1's layout: `our485/{low,high}/N.png`, eight pairs of 48 x 64 pixels, two of each scene."""
-    root, rng, number = tmp_path / "LOLv1", np.random.default_rng(0), 0
-    for side in ("low", "high"):
-        (root / "our485" / side).mkdir(parents=True)
-    for photograph in photographs.values():
-        for top, left in ((0, 0), (48, 64)):
-            number += 1
-            normal = photograph[top : top + 48, left : left + 64]
-            low = degrade(normal, DegradeConfig(), rng)
-            Image.fromarray(normal).save(root / "our485" / "high" / f"{number}.png")
-            Image.fromarray(low).save(root / "our485" / "low" / f"{number}.png")
-    return root
+def lol_folder(tmp_path: Path, make_lol_folder: Callable[[Path], Path]) -> Path:
+    """Such a folder, which the test may change."""
+    return make_lol_folder(tmp_path / "LOLv1")

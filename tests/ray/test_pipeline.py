@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import shards
-from pipelines.caches import CachedRecords, OnlineRecords, find_cache, online_shards
+from pipelines import caches, shards
+from pipelines.caches import find_cache
 from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
 from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.distillation import distill, sha256_of
+from pipelines.distillation import distill, make_stream, sha256_of
 from pipelines.pairs import ingest
+from pipelines.stream import make_dataset
 from pipelines.teacher import train_teacher
 from pipelines.trajectories import plan_precompute, precompute, teacher_targets
 from pipelines.weights import load_unet
@@ -184,17 +185,43 @@ def test_precompute_says_when_there_is_nothing_to_do_and_finds_a_flipped_byte(ma
         shard.write_bytes(data)
 
 
-def test_cached_and_online_records_have_the_same_targets(made: Made) -> None:
-    teacher = load_unet(made.weights)
-    url, cache = find_cache(made.cache.output, 4, sha256_of(made.weights), SEGMENT)
-    cached = CachedRecords(url, cache.shards)(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]]))
-    plan = online_shards(made.pairs, SEGMENT)
-    online = OnlineRecords(made.pairs, plan, SEGMENT, teacher.schedule, 4)(np.array([[0, 1, 0], [0, 5, 0], [0, 0, 0]]))
-    np.testing.assert_array_equal(cached["eps"], online["eps"])
-    np.testing.assert_array_equal(cached["low"], online["low"])
-    segment, x_target_0 = teacher_targets(teacher.unet, online, "fp32")
-    torch.testing.assert_close(segment.x_u.half(), torch.tensor(cached["x_u"]), rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(x_target_0.half(), torch.tensor(cached["x_target_0"]), rtol=2e-3, atol=2e-3)
+def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_same_order(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "RECORDS_PER_SHARD", made.cache.records_per_shard)
+    config = distill_config(made, "never")
+    cached, online = (
+        make_stream(replace(config, trajectories=place)).load(2, 4, 0, 1) for place in ("cache", "online")
+    )
+    streaming = make_stream(replace(config, trajectories="stream", teacher_actors=2))
+    blocks = list(make_dataset(streaming, 0, 1).iter_batches(batch_size=4, batch_format="numpy"))
+    assert np.concatenate([block["position"] for block in blocks]).tolist() == list(range(2 * 6 * 4))
+    streamed = {name: np.concatenate([block[name] for block in blocks[2:4]]) for name in blocks[0]}
+    for name in ("position", "low", "normal", "eps", "seed", "levels"):
+        np.testing.assert_array_equal(cached[name], online[name])
+        np.testing.assert_array_equal(streamed[name], online[name])
+    parts = [{name: values[start : start + 4] for name, values in online.items()} for start in (0, 4)]
+    computed = [teacher_targets(load_unet(made.weights).unet, part, "fp32") for part in parts]
+    targets = {
+        "x_u": np.concatenate([segment.x_u.numpy() for segment, _ in computed]),
+        "x_target_0": np.concatenate([x_target_0.numpy() for _, x_target_0 in computed]),
+    }
+    for name, expected in targets.items():
+        np.testing.assert_array_equal(streamed[name], expected.astype(np.float32))
+        np.testing.assert_allclose(cached[name].astype(np.float64), expected, rtol=2**-11, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_workers_with_teachers_beside_them_agree_with_one_that_runs_it_itself(made: Made) -> None:
+    config = replace(distill_config(made, "online"), stages=(4,), trajectories="online")
+    distill(config)
+    two = ComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
+    distill(replace(config, output=str(made.root / "stream"), trajectories="stream", compute=two))
+    alone, together = (
+        load_unet(f"{made.root}/{run}/student-2.safetensors").unet.state_dict() for run in ("online", "stream")
+    )
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=0, atol=2e-5)
 
 
 def distill_config(made: Made, name: str) -> DistillConfig:

@@ -166,6 +166,13 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         shards.read_manifest(str(tmp_path), "pairs")
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "pairs", "schema_version": 1}', "null"])
+def test_json_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest.json lacks or misnames a field \(.*\); make it again"):
+        shards.read_manifest(str(tmp_path), "pairs")
+
+
 @pytest.mark.parametrize(("kind", "job"), [("pairs", "jobs/ingest.py"), ("trajectories", "jobs/precompute.py")])
 def test_a_missing_manifest_names_the_job_that_makes_it(tmp_path: Path, kind: str, job: str) -> None:
     with pytest.raises(ValueError, match=rf"holds no finished {kind} \(manifest.json is missing\); make it with {job}"):

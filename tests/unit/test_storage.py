@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
+import botocore.exceptions
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -16,7 +18,7 @@ class UnreliableFileSystem(MemoryFileSystem):
     """Object storage that fails as often as it is told to before it does what it is asked for."""
 
     protocol = "unreliable"
-    failures: list[OSError] = []  # noqa: RUF012 - what comes next is set by each test
+    failures: list[Exception] = []  # noqa: RUF012 - what comes next is set by each test
     attempts = 0
 
     @classmethod
@@ -117,10 +119,12 @@ def test_readers_never_see_a_part(tmp_path: Path) -> None:
         ConnectionResetError(errno.ECONNRESET, "connection reset"),
         TimeoutError("timed out"),
         OSError(16, "SlowDown: reduce your request rate"),
+        aiohttp.ClientPayloadError("response payload is not completed"),
+        botocore.exceptions.ConnectionClosedError(endpoint_url="http://127.0.0.1"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_passing_troubles_are_retried(unreliable: type[UnreliableFileSystem], error: OSError) -> None:
+def test_passing_troubles_are_retried(unreliable: type[UnreliableFileSystem], error: Exception) -> None:
     unreliable.failures = [error, error]
     storage.write_bytes("unreliable://bucket/a", b"x")
     assert unreliable.attempts == 3
@@ -136,10 +140,16 @@ def test_troubles_that_do_not_pass_are_told_in_the_end(unreliable: type[Unreliab
     assert unreliable.attempts == storage.RETRY_ATTEMPTS
 
 
+def test_a_connection_that_stays_broken_is_an_oserror_in_the_end(unreliable: type[UnreliableFileSystem]) -> None:
+    unreliable.failures = [aiohttp.ClientPayloadError("payload is not completed") for _ in range(100)]
+    with pytest.raises(OSError, match=f"the connection broke {storage.RETRY_ATTEMPTS} times: .*not completed"):
+        storage.read_bytes("unreliable://bucket/a")
+
+
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("nothing there"), PermissionError("denied"), OSError(errno.EROFS, "read-only")]
 )
-def test_what_cannot_work_is_tried_once(unreliable: type[UnreliableFileSystem], error: OSError) -> None:
+def test_what_cannot_work_is_tried_once(unreliable: type[UnreliableFileSystem], error: Exception) -> None:
     unreliable.failures = [error]
     with pytest.raises(type(error)):
         storage.read_bytes("unreliable://bucket/a")

@@ -1,0 +1,159 @@
+"""Peak memory of `ingest` and `precompute` at 1, 4 and 16 times as many images, and bytes per trajectory record.
+
+Each job runs as a process of its own with a Ray of its own. Memory is the sum of the proportional set sizes of the job
+and all of Ray's processes (so what they share, the object store above all, counts once), read five times a second.
+
+    python tests/benchmarks/bench_memory.py [--pairs 64] [--jobs ingest precompute]
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+import tyro
+from PIL import Image
+
+from pipelines import shards
+from pipelines.weights import save_unet
+from reddit_core.degrade import DegradeConfig, degrade
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNet, UNetConfig
+from reddit_core.weights import UNetFile
+
+ROOT = Path(__file__).parents[2]
+SCALES = (1, 4, 16)
+SHARDS = 8
+"""Shards at the smallest scale: enough to keep every worker busy there too. They have the same size at all scales."""
+FLAT = 1.1
+"""What still counts as flat: the peak at the largest scale against the one at the smallest."""
+BYTES_TARGET = 1.02
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
+INTERVAL_S = 0.2
+UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured."""
+
+    pairs: int = 64
+    """Pairs at the smallest scale, each of 480 x 320 pixels."""
+    crop: int = 64
+    """Side of the crops of precompute, four to a pair."""
+    jobs: tuple[Literal["ingest", "precompute"], ...] = ("ingest", "precompute")
+    """The jobs that are measured."""
+
+
+def make_source(root: Path, num_pairs: int) -> Path:
+    """A LOLv1 folder of that many pairs; twelve different ones, under many names."""
+    import skimage.data  # noqa: PLC0415 - slow to import
+
+    rng = np.random.default_rng(0)
+    sides = [root / "our485" / side for side in ("low", "high")]
+    for side in sides:
+        side.mkdir(parents=True)
+    for number in range(num_pairs):
+        if number >= 12:
+            for side in sides:
+                os.link(side / f"{number % 12}.png", side / f"{number}.png")
+            continue
+        photograph = Image.fromarray(getattr(skimage.data, PHOTOGRAPHS[number % len(PHOTOGRAPHS)])())
+        left, top = rng.integers(0, 100, size=2)
+        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize((480, 320))
+        normal = np.asarray(crop.convert("RGB"))
+        for side, image in zip(sides, (degrade(normal, DegradeConfig(), rng), normal), strict=True):
+            Image.fromarray(image).save(side / f"{number}.png")
+    return root
+
+
+@dataclass(frozen=True, order=True)
+class Peak:
+    """The most that a job held, in MiB, and in how many processes that was."""
+
+    mib: float = 0.0
+    processes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.mib:7.0f} MiB in {self.processes} processes"
+
+
+def memory_of(process: psutil.Process) -> Peak:
+    """What a process and all that it started hold now."""
+    sizes = []
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            sizes.append(member.memory_full_info().pss)
+        except psutil.Error:  # it has just ended
+            continue
+    return Peak(sum(sizes) / 2**20, len(sizes))
+
+
+def run(job: str, *flags: str) -> tuple[Peak, float]:
+    """The peak and the seconds of a job."""
+    started, peak = time.perf_counter(), Peak()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = psutil.Popen(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *flags],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        try:
+            peak = max(peak, memory_of(process))
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(INTERVAL_S)
+    if process.wait():
+        raise SystemExit(f"{job} ended with status {process.returncode}")
+    return peak, time.perf_counter() - started
+
+
+def measure(settings: Settings, folder: Path, scale: int) -> dict[str, Peak]:
+    """The peak of each job at one scale."""
+    num_pairs, pairs = settings.pairs * scale, folder / f"pairs{scale}"
+    source = make_source(folder / f"source{scale}", num_pairs)
+    flags = f"--source {source} --output {pairs} --pairs-per-shard {settings.pairs // SHARDS} --validation-share 0"
+    peaks = {}
+    peaks["ingest"], seconds = run("ingest", *flags.split())
+    print(f"{scale:3}x ingest      {num_pairs:6} pairs    {peaks['ingest']}  {seconds:6.1f} s", flush=True)
+    if "precompute" not in settings.jobs:
+        return peaks
+    cache = folder / f"cache{scale}"
+    flags = f"""--pairs {pairs} --teacher {folder}/teacher.safetensors --output {cache} --stages 16
+        --segment.crop {settings.crop} --segment.crops 4 --records-per-shard {4 * settings.pairs // SHARDS}"""
+    peaks["precompute"], seconds = run("precompute", *flags.split())
+    (url,) = cache.glob("16-*")
+    manifest = shards.read_manifest(str(url), "trajectories")
+    ratio = sum(entry.bytes for entry in manifest.shards) / manifest.num_rows / (24 * settings.crop**2)
+    print(
+        f"{scale:3}x precompute  {manifest.num_rows:6} records  {peaks['precompute']}  {seconds:6.1f} s; "
+        f"bytes per record / 24 p^2: {ratio:.4f} ({BYTES_TARGET} {'kept' if ratio <= BYTES_TARGET else 'missed'})",
+        flush=True,
+    )
+    return peaks
+
+
+def main(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        teacher = UNetFile(unet=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"})
+        save_unet(str(folder / "teacher.safetensors"), teacher)
+        peaks = {scale: measure(settings, folder, scale) for scale in SCALES}
+    for job, (small, large) in itertools.product(settings.jobs, [(SCALES[0], scale) for scale in SCALES[1:]]):
+        ratio = peaks[large][job].mib / peaks[small][job].mib
+        print(f"{job}: peak at {large}x / {small}x: {ratio:.3f} ({'flat' if ratio <= FLAT else 'it grows'})")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
