@@ -10,15 +10,8 @@ import pytest
 
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse, take_sources
 from pipelines import config, presets
-from pipelines.config import (
-    DistillConfig,
-    EnhanceConfig,
-    EvaluateConfig,
-    IngestConfig,
-    PrecomputeConfig,
-    TeacherConfig,
-    TuneConfig,
-)
+from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config_use import EnhanceConfig, EvaluateConfig
 from pipelines.reporting import Report
 
 ROOT = Path(__file__).parents[2]
