@@ -4,6 +4,7 @@ A run is a sequence of stages of equally many steps. The global step says everyt
 which records come next (`order.py`), which noise is drawn, what the learning rate is.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -80,6 +81,8 @@ def check_workers(optim: OptimConfig, compute: ComputeConfig) -> None:
 def train_worker(config: dict[str, Loop]) -> None:
     """What runs on every training worker: from the newest checkpoint to the end of the last stage."""
     loop = config["loop"]
+    # The run's logging_config only filters Ray Train's own handlers; its records still reach the worker's root logger.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     torch.set_num_threads(loop.compute.threads or max(1, torch.get_num_threads()))

@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse, take_sources
-from pipelines import config, presets
+from pipelines import config, config_use, presets
 from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
 from pipelines.config_use import EnhanceConfig, EvaluateConfig
 from pipelines.reporting import Report
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
-    (thing for thing in vars(config).values() if is_dataclass(thing) and thing.__module__ == config.__name__),
+    (
+        thing
+        for module in (config, config_use)
+        for thing in vars(module).values()
+        if is_dataclass(thing) and thing.__module__ == module.__name__
+    ),
     key=lambda thing: thing.__name__,
 )
 TEACHER_FLAGS = ("--pairs", "p", "--output", "o")

@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import (
-    DistillConfig,
-    EnhanceConfig,
-    EvaluateConfig,
-    IngestConfig,
-    PrecomputeConfig,
-    TeacherConfig,
-    TuneConfig,
-)
+from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
 from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, check_stages
+from pipelines.config_use import EnhanceConfig, EvaluateConfig
 from reddit_core.losses import LossWeights
 from reddit_core.unet import UNetConfig
 
