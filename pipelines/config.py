@@ -92,6 +92,8 @@ class TeacherConfig:
     """The network."""
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     """The noise schedule; recorded with the weights."""
+    init: str = ""
+    """URL of our .safetensors of the same network and schedule to start from; empty starts at random."""
     crop: int = 96
     """Side of the training crops in pixels."""
     crops_per_image: int = 8
@@ -104,7 +106,7 @@ class TeacherConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        make_absolute(self, "pairs", "output")
+        make_absolute(self, "pairs", "output", "init")
         require(
             self.crop > 0 and self.crop % self.unet.size_multiple == 0,
             f"crop is {self.crop}, but must be a positive multiple of the network's {self.unet.size_multiple}",

@@ -28,7 +28,7 @@ MAX_FAILURES = 3
 READY_BYTES = 2 * 2**30
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
-PLACES = ("pairs", "teacher", "cache", "lpips")
+PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Training the many-step teacher: ordinary diffusion training on crops of the pairs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipelines.stream import Stage, Stream
 from pipelines.tracking import RunHandle
 from pipelines.training import Batch, Loop, Network, check_workers
 from pipelines.validation import ValidationImages
-from pipelines.weights import save_unet
+from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
 from reddit_core.schedule import NoiseSchedule
@@ -43,7 +43,10 @@ class TeacherObjective:
         return ("teacher",)
 
     def begin(self, stage: int, device: torch.device) -> UNet:
-        return UNet(self.config.unet).to(device)
+        unet = UNet(self.config.unet)
+        if self.config.init:
+            unet.load_state_dict(load_unet(self.config.init).unet.state_dict())
+        return unet.to(device)
 
     def terms(
         self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
@@ -113,13 +116,25 @@ def make_stream(config: TeacherConfig) -> Stream:
     )
 
 
+def check_init(config: TeacherConfig) -> None:
+    """Refuses to start from the weights of another network or schedule, naming the first field that differs."""
+    if not config.init:
+        return
+    file = load_unet(config.init)
+    has = {"unet": asdict(file.unet.config), "schedule": asdict(file.schedule)}
+    wanted = {"unet": asdict(config.unet), "schedule": asdict(config.schedule)}
+    shards.refuse_mismatch(has, wanted, config.init)
+
+
 def train_teacher(config: TeacherConfig) -> Report:
     """Trains the teacher, or goes on where an earlier run under the same output stopped.
 
     Raises:
-        ValueError: if the pairs or the output cannot be used, or the run was started with another config.
+        ValueError: if the pairs or the output cannot be used, the run was started with another config, or the
+            weights to start from are of another network.
     """
     check_workers(config.optim, config.compute)
+    check_init(config)
     weights = storage.join(config.output, WEIGHTS)
     runs.record_config(config.output, config)
     if runs.finished(config.output, [WEIGHTS]):
@@ -141,6 +156,7 @@ def make_loop(config: TeacherConfig, run: RunHandle) -> Loop:
 def plan_train_teacher(config: TeacherConfig) -> Report:
     """What would be trained on, and the size of the network."""
     check_workers(config.optim, config.compute)
+    check_init(config)
     order = make_stream(config).stages[0].order
     parameters = sum(parameter.numel() for parameter in UNet(config.unet).parameters())
     row = {
