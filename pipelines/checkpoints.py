@@ -1,6 +1,7 @@
 """What a training run keeps to go on from: one safetensors file with everything in it, no pickle."""
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from reddit_core.unet import UNet
 
 STATE_FILE = "state.safetensors"
 STEP_PREFIX = "step-"
+FACTS = ("stage", "step", "skipped", "best")
 
 
 def ema_update(decay: float) -> Any:
@@ -35,7 +37,7 @@ def ema_update(decay: float) -> Any:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything that a step changes. `step` counts within the stage."""
+    """Everything that a step changes. `step` counts within the stage, `best` is its best validation."""
 
     stage: int
     step: int
@@ -43,6 +45,7 @@ class TrainState:
     unet: UNet
     ema: AveragedModel
     optimizer: torch.optim.AdamW
+    best: float = -math.inf
 
     @classmethod
     def begin(cls, stage: int, unet: UNet, optim: OptimConfig) -> "TrainState":
@@ -81,7 +84,7 @@ def save(state: TrainState, optim: OptimConfig) -> SavedState:
     for name, parameter in state.unet.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer/{name}/{key}"] = value
-    facts = {"stage": state.stage, "step": state.step, "skipped": state.skipped, "averaged": int(state.ema.n_averaged)}
+    facts = {name: getattr(state, name) for name in FACTS} | {"averaged": int(state.ema.n_averaged)}
     folder = tempfile.mkdtemp(prefix="reddit-checkpoint-")
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(contiguous, Path(folder) / STATE_FILE, {"state": json.dumps(facts)})
@@ -123,4 +126,5 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             for key, value in values.items()
             if value is not None
         }
-    state.stage, state.step, state.skipped = facts["stage"], facts["step"], facts["skipped"]
+    for name in FACTS:
+        setattr(state, name, facts[name])

@@ -28,6 +28,8 @@ def start_ray(*, dashboard: bool = False) -> None:
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     if not os.environ.get("RAY_ADDRESS"):
+        # Said outright: else Ray joins any cluster that it finds on this machine.
+        options["address"] = "local"
         options |= {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
         options["dashboard_port"] = free_port()
         # Said outright, because workers look for the dashboard among the processes of the machine, and several
@@ -54,4 +56,4 @@ def num_gpus() -> int:
 
 def torch_threads(compute: ComputeConfig) -> int:
     """CPU threads of one worker: what was asked for, else an equal share of this machine's cores."""
-    return compute.threads or max(1, (os.cpu_count() or 1) // compute.workers)
+    return compute.threads or max(1, (os.cpu_count() or 1) // compute.max_workers)

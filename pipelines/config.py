@@ -198,6 +198,10 @@ class DistillConfig:
             "progressive changes the teacher from stage to stage, but a cache holds one teacher's trajectories, and "
             "actors that stream read ahead of its training; add --trajectories online",
         )
+        require(
+            self.trajectories != "stream" or not self.compute.elastic,
+            f"compute.workers is {self.compute.workers}, but trajectories stream need a fixed number; give one",
+        )
         require(self.teacher_actors >= 1, f"teacher_actors is {self.teacher_actors}, but must be at least 1")
         require(
             self.trajectories == "cache" or bool(self.pairs),

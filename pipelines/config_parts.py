@@ -27,6 +27,26 @@ IntList = Annotated[
     ),
 ]
 
+# A number of workers, or the least and the most that may work.
+Workers = Annotated[
+    int | tuple[int, int],
+    PrimitiveConstructorSpec(
+        nargs="*",  # a list in a TOML file becomes several words
+        metavar="N|MIN:MAX",
+        instance_from_str=lambda args: parse_workers(":".join(args)),
+        is_instance=lambda value: isinstance(value, (int, tuple)),
+        str_from_instance=lambda value: [
+            ":".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+        ],
+    ),
+]
+
+
+def parse_workers(text: str) -> int | tuple[int, int]:
+    """`4`, or `1:8`."""
+    least, colon, most = text.partition(":")
+    return (int(least), int(most)) if colon else int(least)
+
 
 def require(condition: bool, message: str) -> None:
     """Raises a ValueError for people (value, rule, remedy) unless the condition holds."""
@@ -59,17 +79,35 @@ class TrackingConfig:
 class ComputeConfig:
     """How many workers, and what each of them has."""
 
-    workers: int = 1
-    """Data-parallel training workers, or teacher actors."""
+    workers: Workers = 1
+    """Data-parallel training workers, or actors; MIN:MAX lets them be fewer or more as the cluster shrinks or grows."""
     cpus_per_worker: float = 1.0
     """Logical CPUs that each worker reserves."""
     threads: int = 0
     """Torch CPU threads per worker; 0 shares the machine's cores among the workers."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Give each worker one GPU; auto does so when the cluster has any."""
+    max_failures: int = 3
+    """Failures of training workers that a run survives; nodes that are preempted do not count; -1 is no limit."""
+
+    @property
+    def elastic(self) -> bool:
+        return isinstance(self.workers, tuple)
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
     def __post_init__(self) -> None:
-        require(self.workers >= 1, f"workers is {self.workers}, but must be at least 1")
+        require(
+            1 <= self.min_workers <= self.max_workers,
+            f"workers is {self.workers}, but must be at least 1, or MIN:MAX such as 1:8",
+        )
+        require(self.max_failures >= -1, f"max_failures is {self.max_failures}, but must be at least -1 (no limit)")
         require(self.cpus_per_worker > 0, f"cpus_per_worker is {self.cpus_per_worker}, but must be above 0")
 
 

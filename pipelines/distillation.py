@@ -17,7 +17,7 @@ from pipelines.config import DistillConfig
 from pipelines.order import Order
 from pipelines.records import levels_of, to_images
 from pipelines.reporting import Report
-from pipelines.stream import Beside, Stage, Stream
+from pipelines.stream import Beside, Stage, Stream, share_of
 from pipelines.streaming import StreamingTeacher
 from pipelines.tracking import RunHandle
 from pipelines.training import Batch, Loop, Network, check_workers
@@ -37,9 +37,9 @@ def sha256_of(url: str) -> str:
     return hashlib.sha256(storage.read_bytes(url)).hexdigest()
 
 
-def student_name(stage: int) -> str:
-    """The weights that the stage of a `stage`-step teacher leaves: a student of half its steps."""
-    return f"student-{stage // 2}.safetensors"
+def student_name(stage: int, *, best: bool = False) -> str:
+    """The weights that the stage of a `stage`-step teacher leaves for a student of half its steps, last or best."""
+    return f"student-{stage // 2}{'-best' if best else ''}.safetensors"
 
 
 @dataclass
@@ -99,7 +99,7 @@ class DistillObjective:
             return {}, None
         return self.validation.judge(unet, self.teacher_file.schedule, self.config.stages[stage] // 2)
 
-    def finish(self, stage: int, unet: UNet, metrics: Mapping[str, float]) -> None:
+    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
         num_steps = self.config.stages[stage] // 2
         facts = {
             "role": "student",
@@ -109,7 +109,7 @@ class DistillObjective:
             "validation": dict(metrics),
         }
         file = UNetFile(unet=unet, schedule=self.teacher_file.schedule, facts=facts)
-        save_unet(storage.join(self.config.output, student_name(self.config.stages[stage])), file)
+        save_unet(storage.join(self.config.output, student_name(self.config.stages[stage], best=best)), file)
 
 
 def make_stream(config: DistillConfig) -> Stream:
@@ -131,7 +131,10 @@ def make_stream(config: DistillConfig) -> Stream:
         order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
         stages.append(Stage(order=order, load=online))
     beside = teachers_beside(config) if config.trajectories == "stream" else None
-    return Stream(stages=stages, steps=config.optim.steps, batch_size=config.optim.batch_size, beside=beside)
+    optim = config.optim
+    return Stream(
+        stages=stages, steps=optim.steps, batch_size=optim.batch_size, accumulate=optim.accumulate, beside=beside
+    )
 
 
 def teachers_beside(config: DistillConfig) -> Beside:
@@ -141,13 +144,14 @@ def teachers_beside(config: DistillConfig) -> Beside:
         ValueError: if the cluster has too few GPUs for workers and teachers.
     """
     compute, gpu = config.compute, runs.use_gpu(config.compute)
-    wanted = compute.workers + config.teacher_actors
+    wanted = compute.max_workers + config.teacher_actors
     if gpu and num_gpus() < wanted:
         raise ValueError(
-            f"{compute.workers} workers and {config.teacher_actors} teacher actors need {wanted} GPUs, but the cluster "
-            f"has {num_gpus()}; lower them, or use --trajectories cache or online"
+            f"{compute.max_workers} workers and {config.teacher_actors} teacher actors need {wanted} GPUs, but the "
+            f"cluster has {num_gpus()}; lower them, or use --trajectories cache or online"
         )
-    rows = config.optim.batch_size // (compute.workers * config.optim.accumulate)
+    optim = config.optim
+    rows = share_of(optim.batch_size, optim.accumulate, compute.max_workers) // optim.accumulate
     return Beside(
         actor=StreamingTeacher,
         args=(config, rows, "cuda" if gpu else "cpu"),

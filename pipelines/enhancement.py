@@ -191,7 +191,8 @@ def run(config: EnhanceConfig, work: Work) -> list[Mapping[str, Any]]:
         fn_constructor_args=(config, work, "cuda" if gpu else "cpu"),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=config.compute.workers,
+            min_size=config.compute.min_workers,
+            max_size=config.compute.max_workers,
             max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
             max_tasks_in_flight_per_actor=CALLS_PER_ACTOR + 1,
             enable_true_multi_threading=True,

@@ -146,7 +146,7 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
         Judge,
         fn_constructor_args=(config, images, parts, "cuda" if gpu else "cpu"),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=config.compute.workers),
+        compute=ray.data.ActorPoolStrategy(min_size=config.compute.min_workers, max_size=config.compute.max_workers),
         num_gpus=1 if gpu else None,
         num_cpus=None if gpu else config.compute.cpus_per_worker,
     )

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from pipelines.training import Loop, train_worker
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
-MAX_FAILURES = 3
 # What Ray Data may hold ready per worker: bounded however long the run, yet generous, because its scheduler spins
 # (40 % of a core, measured) for as long as finished tasks wait for room.
 READY_BYTES = 2 * 2**30
@@ -82,36 +81,54 @@ def latest_step(output: str) -> int:
     return step_of(checkpoint) if checkpoint else 0
 
 
-def resumable(output: str, stream: Stream, num_workers: int) -> Callable[[], ray.data.Dataset]:
-    """A dataset for Ray Train to call at every (re)start of its workers: what is left from the newest checkpoint."""
-    return lambda: make_dataset(stream, latest_step(output), num_workers)
+class RemainingData(DataConfig):
+    """Deals what is left from the newest checkpoint; asked at every start, for as many workers as there are then."""
+
+    def __init__(self, stream: Stream, output: str, options: ExecutionOptions) -> None:
+        super().__init__(execution_options=options)
+        self.stream, self.output = stream, output
+
+    def configure(self, datasets: Any, world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        left = {name: make_dataset(self.stream, latest_step(self.output), world_size) for name in datasets}
+        return super().configure(left, world_size, *args, **kwargs)
 
 
 def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[Any] = ()) -> TorchTrainer:
     """The Ray Train run whose checkpoints lie at `output/checkpoints`; fitting it again goes on from them."""
     compute = loop.compute
     gpu = use_gpu(compute)
-    ready = ExecutionResources(object_store_memory=READY_BYTES * compute.workers)
+    ready = ExecutionResources(object_store_memory=READY_BYTES * compute.max_workers)
+    options = ExecutionOptions(preserve_order=True, resource_limits=ready)
     return TorchTrainer(
         train_worker,
         train_loop_config={"loop": loop},
         scaling_config=ScalingConfig(
-            num_workers=compute.workers,
+            num_workers=compute.workers,  # type: ignore[arg-type] # the first version again
             use_gpu=gpu,
             resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=storage.resolve(output),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=loop.checkpoint.keep),
             callbacks=list(callbacks),
             # Statically, ray.train still names the first version of this class, which has no such field.
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
-        datasets={"train": resumable(output, stream, compute.workers)},
-        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True, resource_limits=ready)),
+        datasets={"train": ray.data.range(0)},  # a name only; see RemainingData
+        dataset_config=RemainingData(stream, output, options),
     )
+
+
+def causes_of(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
+    """Everything that made training fail: of every worker and of the controller, down to the first causes."""
+    pending: list[BaseException | None] = [*getattr(error, "worker_failures", {}).values()]
+    pending.append(getattr(error, "controller_failure", None))
+    while pending:
+        if cause := pending.pop():
+            yield cause
+            pending += [cause.__cause__, getattr(cause, "cause", None), getattr(cause, "_base_exc", None)]
 
 
 def use_gpu(compute: ComputeConfig) -> bool:
@@ -123,8 +140,18 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
 
     Raises:
         ValueError: if the run stopped itself, with what to do about it.
+        OSError: if storage could not be written or read, even after the workers were started again.
     """
-    metrics = trainer.fit().metrics or {}
+    try:
+        metrics = trainer.fit().metrics or {}
+    except ray.train.TrainingFailedError as error:
+        for cause in causes_of(error):
+            if isinstance(cause, OSError):
+                raise OSError(
+                    f"storage failed during training ({str(cause).splitlines()[0]}); the checkpoints before are kept; "
+                    "mend it, and run the same command again to go on"
+                ) from error
+        raise
     if metrics.get("stopped"):
         raise ValueError(
             f"training stopped at step {metrics['step']} after too many {metrics['stopped']}; the last good checkpoint "

@@ -121,10 +121,10 @@ def num_concurrent(config: TuneConfig) -> int:
         return config.concurrent
     compute = config.distill.compute
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    per_trial = compute.workers * compute.cpus_per_worker + DRIVER_CPUS + DATA_CPUS
+    per_trial = compute.max_workers * compute.cpus_per_worker + DRIVER_CPUS + DATA_CPUS
     fits = int(resources.get("CPU", 0) // per_trial)
     if runs.use_gpu(compute):
-        fits = min(fits, int(resources.get("GPU", 0)) // compute.workers)
+        fits = min(fits, int(resources.get("GPU", 0)) // compute.max_workers)
     if fits < 1:
         raise ValueError(
             f"a trial needs {per_trial:g} CPUs (and a GPU per worker where used), but the cluster has only "

@@ -1,6 +1,7 @@
 """Ray Data from shards to training workers: the batches of every step, from any step on.
 
-Worker r of W takes the r-th part of every batch, so a batch is the same records for any W. One task
+Worker r of W takes the r-th part of every batch, so a batch is the same records for any W; where W does not
+divide it, the last parts are filled up with rows that count for nothing (`PADDING`). One task
 loads one worker's parts of a span of steps, as one block; Ray Train deals the blocks to the workers in
 turn. Each row carries its `position`, so that a worker can check that it got what was due. Where actors
 beside the trainers have to add something to a block, it passes through one of them on its way.
@@ -22,6 +23,8 @@ Loader = Callable[[NDArray[np.int64]], Batch]
 """Loads the records given as (shard, row, epoch), [n, 3], in that order."""
 
 
+# The position of a row that only fills a worker's part up.
+PADDING = -1
 # Less than an actor reserves, so that Ray Data does not fuse loading into the actors.
 LOAD_CPUS = 0.5
 
@@ -56,6 +59,7 @@ class Stream:
     """The batches of all stages, one after the other, `steps` optimizer steps each.
 
     Attributes:
+        accumulate: micro-batches of a worker's part, which is a multiple of it.
         span_steps: steps that one task loads.
         beside: actors that add to what was loaded, if any.
     """
@@ -63,6 +67,7 @@ class Stream:
     stages: Sequence[Stage]
     steps: int
     batch_size: int
+    accumulate: int = 1
     span_steps: int = 8
     beside: Beside | None = None
 
@@ -80,20 +85,28 @@ class Stream:
             start_step = stop_step
         return spans
 
-    def positions(self, step: int, rank: int, num_workers: int) -> NDArray[np.int64]:
-        """The positions in the stream of all stages that a worker trains on in a global step."""
-        share = self.batch_size // num_workers
-        return step * self.batch_size + rank * share + np.arange(share)
-
     def load(self, start_step: int, stop_step: int, rank: int, num_workers: int) -> Batch:
         """A worker's rows of the global steps [start_step, stop_step), all of one stage, with their positions."""
         steps = range(start_step, stop_step)
-        positions = np.concatenate([self.positions(step, rank, num_workers) for step in steps])
+        share = share_of(self.batch_size, self.accumulate, num_workers)
+        positions = np.concatenate([positions_of(self.batch_size, share, step, rank) for step in steps])
         stage_index = start_step // self.steps
         first = (start_step - stage_index * self.steps) * self.batch_size
         stage = self.stages[stage_index]
         records = stage.order.records(first, first + len(steps) * self.batch_size)
-        return {**stage.load(records[positions - start_step * self.batch_size]), "position": positions}
+        rows = np.where(positions == PADDING, 0, positions - start_step * self.batch_size)
+        return {**stage.load(records[rows]), "position": positions}
+
+
+def share_of(batch_size: int, accumulate: int, num_workers: int) -> int:
+    """The rows that each of so many workers gets of a batch: equally many, and a multiple of the micro-batches."""
+    return -(-batch_size // (num_workers * accumulate)) * accumulate
+
+
+def positions_of(batch_size: int, share: int, step: int, rank: int) -> NDArray[np.int64]:
+    """The positions in the stream of all stages of a worker's rows in a global step, [share]."""
+    offsets = rank * share + np.arange(share)
+    return np.where(offsets < batch_size, step * batch_size + offsets, PADDING)
 
 
 def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.Dataset:

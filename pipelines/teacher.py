@@ -28,6 +28,7 @@ from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 WEIGHTS = "teacher.safetensors"
+BEST_WEIGHTS = "teacher-best.safetensors"
 SPAN_SAMPLES = 512
 
 
@@ -60,7 +61,7 @@ class TeacherObjective:
     def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         return self.validation.judge(unet, self.config.schedule, self.config.validation_steps)
 
-    def finish(self, stage: int, unet: UNet, metrics: Mapping[str, float]) -> None:
+    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
         facts = {
             "role": "teacher",
             "pairs_key": shards.read_manifest(self.config.pairs, "pairs").key,
@@ -68,7 +69,7 @@ class TeacherObjective:
             "validation": dict(metrics),
         }
         file = UNetFile(unet=unet, schedule=self.config.schedule, facts=facts)
-        save_unet(storage.join(self.config.output, WEIGHTS), file)
+        save_unet(storage.join(self.config.output, BEST_WEIGHTS if best else WEIGHTS), file)
 
 
 def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
@@ -112,6 +113,7 @@ def make_stream(config: TeacherConfig) -> Stream:
         stages=[Stage(order=order, load=CropLoader(config, record_shards))],
         steps=config.optim.steps,
         batch_size=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
         span_steps=max(1, SPAN_SAMPLES // config.optim.batch_size),
     )
 

@@ -23,8 +23,14 @@ from pipelines import checkpoints
 from pipelines.checkpoints import TrainState
 from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, require
 from pipelines.progress import Progress
+from pipelines.stream import PADDING, positions_of, share_of
 from pipelines.tracking import RunHandle, RunWriter
 from reddit_core.unet import UNet, use_channels_last
+
+# The validation metric by which the best weights of a stage are kept.
+BEST_METRIC = "psnr"
+# Steps between two questions whether a node will be taken away: every worker waits for the answer.
+PREEMPTION_EVERY = 10
 
 Batch = Mapping[str, NDArray[Any]]
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -49,8 +55,8 @@ class Objective(Protocol):
     def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         """Validation metrics of the averaged network, and a grid of images to look at."""
 
-    def finish(self, stage: int, unet: UNet, metrics: Mapping[str, float]) -> None:
-        """Writes the averaged network of a finished stage; called on one worker."""
+    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+        """Writes the averaged network of a finished stage, or the best so far; called on one worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +75,11 @@ class Loop:
 
 
 def check_workers(optim: OptimConfig, compute: ComputeConfig) -> None:
-    """Refuses a batch that cannot be shared out evenly."""
-    parts = compute.workers * optim.accumulate
+    """Refuses a batch that leaves workers without anything to do."""
+    parts = compute.max_workers * optim.accumulate
     require(
-        optim.batch_size % parts == 0,
-        f"batch_size is {optim.batch_size}, but must be a multiple of workers x accumulate = {parts}; "
-        f"use {-(-optim.batch_size // parts) * parts}",
+        optim.batch_size >= parts,
+        f"batch_size is {optim.batch_size}, but must be at least workers x accumulate = {parts}; raise or lower one",
     )
 
 
@@ -100,6 +105,7 @@ class Worker:
         self.loop, self.rank, self.world_size, self.device, self.writer = loop, rank, world_size, device, writer
         self.progress = Progress(loop.num_steps, loop.optim.batch_size)
         self.metrics: dict[str, float] = {}
+        self.warned = False
 
     def train(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -130,8 +136,8 @@ class Worker:
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """This worker's share of every batch from a global step on, after checking that it is the right one."""
-        share = self.loop.optim.batch_size // self.world_size
-        expected = start_step * self.loop.optim.batch_size + self.rank * share
+        optim, step = self.loop.optim, start_step
+        share = share_of(optim.batch_size, optim.accumulate, self.world_size)
         dataset = ray.train.get_dataset_shard("train")
         batches = iter(dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2, drop_last=True))
         while True:
@@ -140,9 +146,10 @@ class Worker:
             self.progress.waited(time.perf_counter() - started)
             if batch is None:
                 return
-            if not np.array_equal(batch["position"], np.arange(expected, expected + share)):
-                raise RuntimeError(f"worker {self.rank} was dealt positions {batch['position']}, not {expected} and on")
-            expected += self.loop.optim.batch_size
+            due = positions_of(optim.batch_size, share, step, self.rank)
+            if not np.array_equal(batch["position"], due):
+                raise RuntimeError(f"worker {self.rank} was dealt positions {batch['position']}, not {due}")
+            step += 1
             yield batch
 
     def step(self, batch: Batch) -> None:
@@ -164,9 +171,14 @@ class Worker:
         self.progress.stepped(self.loop.objective.stages[state.stage], state.global_step(optim), terms, norm)
 
     def accumulate_gradients(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Backward over the micro-batches; returns the mean of each term over this worker's share."""
+        """Backward over the micro-batches; returns the mean of each term over this worker's share.
+
+        A row's loss counts as one batch-th, whoever has it; DDP's mean over the workers is undone.
+        """
         parts = self.loop.optim.accumulate
         size = len(batch["position"]) // parts
+        counts = torch.tensor(batch["position"] != PADDING, dtype=torch.float32, device=self.device)
+        scale = self.world_size / self.loop.optim.batch_size
         sums: dict[str, Tensor] = {}
         for part in range(parts):
             micro = {name: values[part * size : (part + 1) * size] for name, values in batch.items()}
@@ -175,10 +187,11 @@ class Worker:
                     stack.enter_context(self.network.no_sync())
                 network = autocast(self.network, self.device, enabled=self.loop.optim.precision == "bf16")
                 terms = self.loop.objective.terms(network, micro, generator, self.device)
-                torch.autograd.backward(terms["loss"].mean() / parts)
+                count = counts[part * size : (part + 1) * size]
+                torch.autograd.backward((terms["loss"] * count).sum() * scale)
             for name, values in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + values.detach().mean() / parts
-        return sums
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + (values.detach() * count).sum()
+        return {name: value / counts.sum().clamp(min=1) for name, value in sums.items()}
 
     def after_step(self) -> bool:
         """Progress, validation, the stage's end, checkpoint; False when the run has to stop."""
@@ -191,18 +204,31 @@ class Worker:
         if validates and self.rank == 0:
             self.validate()
         if ended and self.rank == 0:
-            self.loop.objective.finish(state.stage, state.ema_unet, self.metrics)
+            self.loop.objective.save(state.stage, state.ema_unet, self.metrics)
         stopped = state.skipped > self.loop.optim.max_nonfinite
-        if not stopped and (state.step % every.every == 0 or ended):
-            self.report(checkpoints.save(state, self.loop.optim) if self.rank == 0 else None)
-        elif validates or stopped:
-            self.report(None, stopped="non-finite losses" if stopped else "")
+        if stopped:
+            state.skipped = 0  # what was skipped left no trace; a rerun may skip as many again
+        if stopped or ended or state.step % every.every == 0 or self.preempted():
+            saved = checkpoints.save(state, self.loop.optim) if self.rank == 0 else None
+            self.report(saved, stopped="non-finite losses" if stopped else "")
+        elif validates:
+            self.report(None)
         return not stopped
+
+    def preempted(self) -> bool:
+        """Whether a node has just been told that it will be taken away; asked now and then, as all must ask."""
+        if self.warned or self.state.step % PREEMPTION_EVERY:
+            return False
+        self.warned = ray.train.get_preemption_info() is not None
+        return self.warned
 
     def validate(self) -> None:
         state = self.state
         self.metrics, grid = self.loop.objective.validate(state.stage, state.ema_unet)
         step = state.global_step(self.loop.optim)
+        if self.metrics and self.metrics[BEST_METRIC] > state.best:
+            state.best = self.metrics[BEST_METRIC]
+            self.loop.objective.save(state.stage, state.ema_unet, self.metrics, best=True)
         if self.writer:
             self.writer.metrics({f"validation/{name}": value for name, value in self.metrics.items()}, step)
             if grid is not None:

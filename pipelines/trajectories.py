@@ -190,7 +190,9 @@ def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedu
             TeacherActor,
             fn_constructor_args=(config, "cuda" if gpu else "cpu"),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=config.compute.workers),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=config.compute.min_workers, max_size=config.compute.max_workers
+            ),
             num_gpus=1 if gpu else None,
             num_cpus=None if gpu else config.compute.cpus_per_worker,
         )
@@ -254,7 +256,7 @@ def plan_precompute(config: PrecomputeConfig) -> Report:
             "missing": len(plan.missing),
             "bytes": plan.num_records * record_bytes,
             "teacher_evaluations": 2 * sum(task.shard.rows for task in plan.missing),
-            "hours": sum(task.shard.rows for task in plan.missing) / rate / config.compute.workers / 3600,
+            "hours": sum(task.shard.rows for task in plan.missing) / rate / config.compute.max_workers / 3600,
             "url": plan.url,
         }
         for plan in plans

@@ -1,0 +1,117 @@
+"""Training through failures: workers and nodes that die, a cluster that shrinks and grows, storage that fails."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipelines.config import IngestConfig, TeacherConfig
+from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.pairs import ingest
+from pipelines.teacher import train_teacher
+from pipelines.weights import load_unet
+from reddit_core.unet import UNetConfig
+
+TIMEOUT_S = 240
+
+
+@pytest.fixture(scope="module")
+def whole(
+    ray_cluster: None, make_lol_folder: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> TeacherConfig:
+    """A run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("failures")
+    source = make_lol_folder(root / "LOLv1")
+    ingest(IngestConfig(source=str(source), output=str(root / "pairs"), validation_share=0.25))
+    config = TeacherConfig(
+        pairs=str(root / "pairs"),
+        output=str(root / "whole"),
+        unet=UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4),
+        crop=16,
+        crops_per_image=2,
+        optim=OptimConfig(steps=200, batch_size=4, warmup_steps=2, ema_decay=0.9),
+        compute=ComputeConfig(threads=1),
+        checkpoint=CheckpointConfig(every=20, validate_every=0),
+        tracking=TrackingConfig(enabled=False),
+    )
+    train_teacher(config)
+    return config
+
+
+def weights_of(config: TeacherConfig) -> bytes:
+    return Path(config.output, "teacher.safetensors").read_bytes()
+
+
+def in_background(config: TeacherConfig) -> threading.Thread:
+    """The run, once it has left its first checkpoint."""
+    job = threading.Thread(target=train_teacher, args=(config,))
+    job.start()
+    deadline = time.monotonic() + TIMEOUT_S
+    while not Path(config.output, "checkpoints", "step-000000020").exists():
+        assert job.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    return job
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same_bit_for_bit(
+    whole: TeacherConfig, tmp_path: Path
+) -> None:
+    config = replace(whole, output=str(tmp_path / "run"))
+    job = in_background(config)
+    children = psutil.Process().children(recursive=True)
+    (worker,) = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    worker.kill()
+    assert not Path(config.output, "teacher.safetensors").exists()
+    job.join(TIMEOUT_S)
+    assert weights_of(config) == weights_of(whole)
+
+
+def test_a_rate_that_blows_up_stops_the_run_at_its_last_good_checkpoint(whole: TeacherConfig, tmp_path: Path) -> None:
+    optim = replace(whole.optim, steps=20, learning_rate=1e30, max_nonfinite=2)
+    checkpoint = replace(whole.checkpoint, every=1)
+    config = replace(whole, output=str(tmp_path / "run"), optim=optim, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"training stopped at step \d+ after too many non-finite losses"):
+        train_teacher(config)
+    assert list(Path(config.output, "checkpoints").glob("step-*"))
+
+
+def test_storage_that_fails_in_mid_run_is_one_error_and_the_run_goes_on_when_it_is_mended(
+    whole: TeacherConfig, tmp_path: Path
+) -> None:
+    config = replace(whole, output=str(tmp_path / "run"), compute=ComputeConfig(threads=1, max_failures=0))
+    in_the_way = Path(config.output, "checkpoints", "step-000000100")
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where the checkpoint's folder should be")
+    with pytest.raises(OSError, match=r"storage failed during training .*run the same command again"):
+        train_teacher(config)
+    assert (in_the_way.parent / "step-000000080").is_dir()
+    in_the_way.unlink()
+    train_teacher(config)
+    assert weights_of(config) == weights_of(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fixed", "elastic"])
+def test_a_killed_node(whole: TeacherConfig, tmp_path: Path, kind: str) -> None:
+    """Another node takes over; an elastic run goes on with the workers that are left, and takes a new node in."""
+    output = str(tmp_path / "run")
+    script = Path(__file__).with_name("train_without_a_node.py")
+    arguments = [sys.executable, str(script), whole.pairs, output, kind]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert "killed" in result.stdout
+    if kind == "fixed":
+        assert weights_of(replace(whole, output=output)) == weights_of(whole)
+        return
+    sizes = [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("workers ")]
+    assert sizes == [2, 1, 2]
+    assert all(
+        torch.isfinite(value).all() for value in load_unet(f"{output}/teacher.safetensors").unet.state_dict().values()
+    )

@@ -1,0 +1,77 @@
+"""Training on a cluster that loses the node of a worker midway, and gets another one.
+
+python tests/ray/train_without_a_node.py PAIRS OUTPUT fixed|elastic
+"""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from pipelines import runs, teacher
+from pipelines.config import TeacherConfig
+from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from reddit_core.unet import UNetConfig
+
+STEPS = {"fixed": 200, "elastic": 1500}
+
+
+def trains(raylet: int) -> bool:
+    children = psutil.Process(raylet).children(recursive=True)
+    return any("RayTrainWorker" in " ".join(child.cmdline()) for child in children)
+
+
+def wait_for(condition: object) -> None:
+    while not condition():  # type: ignore[operator]
+        time.sleep(0.05)
+
+
+def num_workers(nodes: list[object]) -> int:
+    return sum(trains(node.all_processes["raylet"][0].process.pid) for node in nodes)  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    pairs, output, kind = sys.argv[1:]
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
+    ray.init(address=cluster.address, logging_level="ERROR")
+    config = TeacherConfig(
+        pairs=pairs,
+        output=output,
+        unet=UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4),
+        crop=16,
+        crops_per_image=2,
+        optim=OptimConfig(steps=STEPS[kind], batch_size=4, warmup_steps=2, ema_decay=0.9),
+        compute=ComputeConfig(workers=1 if kind == "fixed" else (1, 2), cpus_per_worker=2, threads=1),
+        checkpoint=CheckpointConfig(every=20, validate_every=0),
+        tracking=TrackingConfig(enabled=False),
+    )
+    job = threading.Thread(target=teacher.train_teacher, args=(config,))
+    job.start()
+    wait_for(lambda: Path(output, "checkpoints", "step-000000020").exists())
+    print("workers", max(1, num_workers(nodes)), flush=True)
+    lost = next(node for node in nodes if trains(node.all_processes["raylet"][0].process.pid))
+    cluster.remove_node(lost, allow_graceful=False)
+    nodes.remove(lost)
+    print("killed the node at step", runs.latest_step(output), flush=True)
+    if kind == "elastic":
+        before = runs.latest_step(output)
+        wait_for(lambda: runs.latest_step(output) > before + 40)
+        print("workers", num_workers(nodes), flush=True)
+        nodes.append(cluster.add_node(num_cpus=3))
+        wait_for(lambda: num_workers(nodes) == 2 or not job.is_alive())
+        print("workers", num_workers(nodes), flush=True)
+    job.join()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
