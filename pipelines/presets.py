@@ -46,6 +46,12 @@ DISTILL: Mapping[str, Settings] = {
     },
 }
 
+
+def nested(part: str, presets: Mapping[str, Settings]) -> Mapping[str, Settings]:
+    """The presets of a job that has another job's settings as a part."""
+    return {name: {f"{part}.{key}": value for key, value in settings.items()} for name, settings in presets.items()}
+
+
 PRESETS: Mapping[str, Mapping[str, Settings]] = {
     "train_teacher": {
         "demo": {
@@ -75,6 +81,6 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         "lol-cpu": {"segment.crop": 80, "segment.crops": 8, "precision": "bf16"},
     },
     "distill": DISTILL,
-    # A sweep's distillation is set like any other.
-    "tune": {name: {f"distill.{key}": value for key, value in settings.items()} for name, settings in DISTILL.items()},
+    # Where students are a part of the job, they are set like any others.
+    **{job: nested("distill", DISTILL) for job in ("tune", "experiments")},
 }

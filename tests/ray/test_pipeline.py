@@ -260,8 +260,8 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_field_that_differs(made: 
         distill(replace(config, segment=replace(SEGMENT, crops=9)))
     with pytest.raises(ValueError, match="no cache of stage 8"):
         distill(replace(config, stages=(8,)))
-    with pytest.raises(ValueError, match="multiple of workers"):
-        distill(replace(config, compute=ComputeConfig(workers=3)))
+    with pytest.raises(ValueError, match="batch_size is 4, but must be at least workers x accumulate = 5"):
+        distill(replace(config, compute=ComputeConfig(workers=5)))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse, take_sources
-from pipelines import config, config_use, presets
+from pipelines import config, config_experiments, config_use, presets
 from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config_experiments import ExperimentConfig
 from pipelines.config_use import EnhanceConfig, EvaluateConfig
 from pipelines.reporting import Report
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     (
         thing
-        for module in (config, config_use)
+        for module in (config, config_use, config_experiments)
         for thing in vars(module).values()
         if is_dataclass(thing) and thing.__module__ == module.__name__
     ),
@@ -34,6 +35,7 @@ JOBS: dict[str, tuple[type, tuple[str, ...]]] = {
     "precompute": (PrecomputeConfig, ("--pairs", "p", "--teacher", "t", "--output", "o")),
     "distill": (DistillConfig, DISTILL_FLAGS),
     "tune": (TuneConfig, (*SWEPT_FLAGS, "--output", "o")),
+    "experiments": (ExperimentConfig, (*SWEPT_FLAGS, "--output", "o")),
     "evaluate": (EvaluateConfig, ("--pairs", "p", "--output", "o")),
     "enhance": (EnhanceConfig, ("--source", "s", "--output", "o", "--weights", "w")),
 }

@@ -1,0 +1,63 @@
+"""The paper's experiments end to end on tiny data: students of several seeds, judged together."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig
+from pipelines.config_experiments import ExperimentConfig
+from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.experiments import experiment, plan_experiment
+from pipelines.pairs import ingest
+from pipelines.trajectories import precompute
+from pipelines.weights import save_unet
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+
+@pytest.fixture
+def config(
+    ray_cluster: None, tiny_unet: UNet, make_lol_folder: Callable[[Path], Path], tmp_path: Path
+) -> ExperimentConfig:
+    pairs, teacher, cache = (str(tmp_path / name) for name in ("pairs", "teacher.safetensors", "cache"))
+    ingest(IngestConfig(source=str(make_lol_folder(tmp_path / "LOLv1")), output=pairs, validation_share=0.25))
+    torch.manual_seed(0)
+    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    segment, compute = SegmentConfig(crop=16, crops=2), ComputeConfig(threads=1)
+    precompute(
+        PrecomputeConfig(pairs=pairs, teacher=teacher, output=cache, stages=(2,), segment=segment, compute=compute)
+    )
+    distill = DistillConfig(
+        pairs=pairs,
+        teacher=teacher,
+        cache=cache,
+        output=str(tmp_path / "unused"),
+        stages=(2,),
+        segment=segment,
+        optim=OptimConfig(steps=2, batch_size=4, warmup_steps=1),
+        compute=compute,
+        checkpoint=CheckpointConfig(every=2, validate_every=0),
+        tracking=TrackingConfig(enabled=False),
+    )
+    return ExperimentConfig(distill=distill, output=str(tmp_path / "experiment"), seeds=(0, 1), limit=1)
+
+
+def test_refinement_and_then_darkness(config: ExperimentConfig, tmp_path: Path) -> None:
+    assert len(plan_experiment(config).rows) == 4
+    report = experiment(config)
+    rows = {(row["method"], row["steps"]): row for row in report.rows}
+    assert {("teacher", 2), ("teacher", 1), ("refined", 1), ("unrefined", 1), ("input", 0)} <= set(rows)
+    assert rows["refined", 1]["psnr"] != rows["unrefined", 1]["psnr"]
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("student-*.safetensors")}
+    assert len(weights) == 4
+    assert experiment(config).rows == report.rows
+    darkness = replace(config, experiment="darkness", seeds=(0,), stops=(2.0, 6.0))
+    judged = experiment(darkness).rows
+    assert {row["pairs"] for row in judged} == {"2-stops", "6-stops"}
+    darker = {row["pairs"]: row["psnr"] for row in judged if row["method"] == "input"}
+    assert darker["6-stops"] < darker["2-stops"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("student-*.safetensors")} == weights
