@@ -20,6 +20,7 @@ from pipelines.config_parts import (
     Split,
     TrackingConfig,
     Trajectories,
+    check_min_scale,
     check_stages,
     make_absolute,
     require,
@@ -98,6 +99,8 @@ class TeacherConfig:
     """Side of the training crops in pixels."""
     crops_per_image: int = 8
     """Crops taken from each decoded image; more decode less, fewer mix better."""
+    min_scale: float = 1.0
+    """Each crop is cut from its image reduced to a scale drawn log-uniformly from [min_scale, 1]."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -112,6 +115,7 @@ class TeacherConfig:
             f"crop is {self.crop}, but must be a positive multiple of the network's {self.unet.size_multiple}",
         )
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
+        check_min_scale(self.min_scale)
 
 
 @dataclass(frozen=True, kw_only=True)

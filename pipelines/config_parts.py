@@ -182,6 +182,9 @@ class SegmentConfig:
     """Side of the crops in pixels."""
     crops: int = 4
     """Crops per pair."""
+    min_scale: float = 1.0
+    """Each crop is cut from its image reduced to a scale drawn log-uniformly from [min_scale, 1]; below 1, crops show
+    more of a scene, from which its overall brightness can be learned."""
     draws: int = 1
     """Draws of noise and noise levels per crop."""
     levels: LevelDraw = "interval"
@@ -194,6 +197,11 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         for name in ("crop", "crops", "draws", "shared_t"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, but must be at least 1")
+        check_min_scale(self.min_scale)
+
+
+def check_min_scale(min_scale: float) -> None:
+    require(0 < min_scale <= 1, f"min_scale is {min_scale}, but must be in (0, 1]; 1 leaves images as they are")
 
 
 def check_stages(stages: tuple[int, ...]) -> None:

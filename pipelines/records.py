@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipelines import shards
 from pipelines.config_parts import SegmentConfig
@@ -99,6 +100,21 @@ def decoded_pair(url: str, entry: ShardEntry, row: int) -> tuple[NDArray[np.uint
     return decode_pair(cached_shard(url, entry).slice(row, 1).to_pylist()[0])
 
 
+def draw_scale(min_scale: float, *seed_parts: object) -> float:
+    """Log-uniform in [min_scale, 1], from the seed parts alone."""
+    return float(min_scale ** np.random.default_rng(seed_of("scale", *seed_parts)).random())
+
+
+def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uint8]:
+    """An image at a scale in (0, 1], by averaging over areas; only so far that no side is below `least`."""
+    height, width = image.shape[:2]
+    scale = max(scale, min(1.0, least / min(height, width)))
+    if scale == 1:
+        return image
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
 def place_of(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
     """(pair, crop, draw) of a virtual row of a pair shard."""
     pair, rest = divmod(record, segment.crops * segment.draws)
@@ -108,15 +124,17 @@ def place_of(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
 def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArray[np.int64]) -> Batch:
     """The crops of a record shard's `rows` (0 is its first record): images uint8, [n, crop, crop, 3]."""
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("pair_id", "crop_y", "crop_x", "flip", "draw", "low", "normal")
+        name: [] for name in ("pair_id", "scale", "crop_y", "crop_x", "flip", "draw", "low", "normal")
     }
     pair_ids = cached_shard(url, shard.pairs).column("pair_id")
     for record in shard.start + rows:
         pair, crop, draw = place_of(int(record), segment)
         pair_id = pair_ids[pair].as_py()
-        low, normal = decoded_pair(url, shard.pairs, pair)
+        scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
+        low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
         y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
-        values = (pair_id, y, x, flip, draw, *(cut(image, y, x, segment.crop, flip) for image in (low, normal)))
+        images = (cut(image, y, x, segment.crop, flip) for image in (low, normal))
+        values = (pair_id, scale, y, x, flip, draw, *images)
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     return {

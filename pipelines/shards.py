@@ -38,6 +38,7 @@ def trajectory_schema(crop: int) -> pa.Schema:
     return pa.schema(
         [
             ("pair_id", pa.string()),
+            ("scale", pa.float64()),
             ("crop_y", pa.int32()),
             ("crop_x", pa.int32()),
             ("flip", pa.bool_()),

@@ -98,7 +98,8 @@ class CropLoader:
         return images
 
     def segment(self, seed: int) -> SegmentConfig:
-        return SegmentConfig(crop=self.config.crop, crops=self.config.crops_per_image, draws=1, seed=seed)
+        config = self.config
+        return SegmentConfig(crop=config.crop, crops=config.crops_per_image, min_scale=config.min_scale, seed=seed)
 
 
 def make_stream(config: TeacherConfig) -> Stream:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.config_parts import SegmentConfig
-from pipelines.records import RecordShard, cut, draw_crop, draw_levels, record_noise, seed_of
+from pipelines.records import RecordShard, cut, draw_crop, draw_levels, draw_scale, record_noise, reduce, seed_of
 from pipelines.shards import ShardEntry
 from reddit_core.schedule import NoiseSchedule
 
@@ -67,6 +67,19 @@ def test_crops_lie_inside_and_small_images_are_mirrored_outwards() -> None:
     piece = cut(small, 0, 2, 8, False)
     assert piece.shape == (8, 8, 3)
     np.testing.assert_array_equal(piece[5], small[4, 2:10])
+
+
+def test_a_reduced_image_shows_the_same_scene_and_never_gets_smaller_than_a_crop() -> None:
+    scales = [draw_scale(0.25, 0, "pair", index) for index in range(200)]
+    assert min(scales) < 0.3 and max(scales) > 0.9 and all(0.25 <= scale <= 1 for scale in scales)
+    assert draw_scale(1.0, 0, "pair", 0) == 1
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    half = reduce(image, 0.5, 8)
+    blocks = image.reshape(20, 2, 30, 2, 3).mean((1, 3))
+    assert np.abs(half - blocks).max() <= 1
+    assert reduce(image, 0.25, 16).shape == (16, 24, 3)
+    assert reduce(image, 1.0, 8) is image
+    assert reduce(image, 0.5, 100) is image
 
 
 def test_seeds_depend_on_every_part() -> None:

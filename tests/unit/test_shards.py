@@ -33,6 +33,7 @@ def trajectory_table(rows: int, crop: int) -> pa.Table:
     tensors = rng.normal(size=(2, rows, 3, crop, crop)).astype(np.float16)
     values = {
         "pair_id": [f"scene-{row}" for row in range(rows)],
+        "scale": [0.5] * rows,
         "crop_y": [1] * rows,
         "crop_x": [2] * rows,
         "flip": [True] * rows,
