@@ -43,21 +43,31 @@ def config(
         checkpoint=CheckpointConfig(every=2, validate_every=0),
         tracking=TrackingConfig(enabled=False),
     )
-    return ExperimentConfig(distill=distill, output=str(tmp_path / "experiment"), seeds=(0, 1), limit=1)
+    return ExperimentConfig(distill=distill, output=str(tmp_path / "experiment"), seeds=(0,), limit=1)
 
 
-def test_refinement_and_then_darkness(config: ExperimentConfig, tmp_path: Path) -> None:
-    assert len(plan_experiment(config).rows) == 4
+def weights_of(config: ExperimentConfig) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("student-*.safetensors")}
+
+
+def test_students_with_and_without_refinement_are_judged_beside_the_teacher(config: ExperimentConfig) -> None:
+    assert len(plan_experiment(config).rows) == 2
     report = experiment(config)
     rows = {(row["method"], row["steps"]): row for row in report.rows}
     assert {("teacher", 2), ("teacher", 1), ("refined", 1), ("unrefined", 1), ("input", 0)} <= set(rows)
     assert rows["refined", 1]["psnr"] != rows["unrefined", 1]["psnr"]
-    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("student-*.safetensors")}
-    assert len(weights) == 4
-    assert experiment(config).rows == report.rows
-    darkness = replace(config, experiment="darkness", seeds=(0,), stops=(2.0, 6.0))
-    judged = experiment(darkness).rows
+    assert rows["refined", 1]["psnr_spread"] == 0
+
+
+@pytest.mark.slow
+def test_the_students_of_an_experiment_serve_the_next_and_seeds_are_averaged(config: ExperimentConfig) -> None:
+    first = experiment(replace(config, seeds=(0, 1)))
+    assert {row["method"]: row["psnr_spread"] > 0 for row in first.rows}["refined"]
+    students = weights_of(config)
+    assert len(students) == 4
+    assert experiment(replace(config, seeds=(0, 1))).rows == first.rows
+    judged = experiment(replace(config, experiment="darkness", stops=(2.0, 6.0))).rows
     assert {row["pairs"] for row in judged} == {"2-stops", "6-stops"}
     darker = {row["pairs"]: row["psnr"] for row in judged if row["method"] == "input"}
     assert darker["6-stops"] < darker["2-stops"]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("student-*.safetensors")} == weights
+    assert weights_of(config) == students
