@@ -18,6 +18,8 @@ from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(
@@ -59,7 +61,6 @@ def test_students_with_and_without_refinement_are_judged_beside_the_teacher(conf
     assert rows["refined", 1]["psnr_spread"] == 0
 
 
-@pytest.mark.slow
 def test_the_students_of_an_experiment_serve_the_next_and_seeds_are_averaged(config: ExperimentConfig) -> None:
     first = experiment(replace(config, seeds=(0, 1)))
     assert {row["method"]: row["psnr_spread"] > 0 for row in first.rows}["refined"]

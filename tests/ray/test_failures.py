@@ -19,6 +19,7 @@ from pipelines.teacher import train_teacher
 from pipelines.weights import load_unet
 from reddit_core.unet import UNetConfig
 
+pytestmark = pytest.mark.slow
 TIMEOUT_S = 240
 
 

@@ -1,0 +1,141 @@
+"""What helps a student: refinement, reflectance, noise levels and prediction, at 8, 4, 2, 1 steps over several seeds.
+
+    python tests/benchmarks/lol_ablation.py --pairs URL --teachers v=URL eps=URL --output URL [--steps 150]
+
+Every student starts from its teacher and is taught by it. What is there already is not made again. The figures are
+those of the validation split's centre crops, as the runs themselves measure them at the end of each stage.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tyro
+
+from pipelines import reporting, storage
+from pipelines.cluster import start_ray
+from pipelines.config import DistillConfig, PrecomputeConfig
+from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.distillation import distill
+from pipelines.reporting import Report, Row
+from pipelines.trajectories import precompute
+from reddit_core.retinex import ReflectanceConfig
+
+FIGURES = ("psnr", "psnr_gt_mean", "ssim", "sharpness")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is distilled and how long."""
+
+    pairs: str
+    """URL of the pair dataset."""
+    teachers: tuple[str, ...]
+    """NAME=URL of each teacher's weights."""
+    output: str
+    """URL of caches, students and report.json."""
+    stages: tuple[int, ...] = (16, 8, 4, 2)
+    """Teacher steps of each stage."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the students."""
+    steps: int = 150
+    """Optimizer steps of each stage."""
+    batch_size: int = 8
+    """Samples of a step."""
+    crop: int = 80
+    """Side of the training crops in pixels."""
+    crops: int = 4
+    """Crops of each pair."""
+    min_scale: float = 0.25
+    """Smallest scale of the images that crops are cut from."""
+    refine_weight: float = 0.02
+    """w of the students that are refined."""
+    validation_crop: int = 192
+    """Side of the centre crops that students are judged on; 0 takes whole images."""
+    validation_images: int = 19
+    """How many images they are judged on."""
+    threads: int = 1
+    """Torch CPU threads."""
+
+
+def variants(base: DistillConfig) -> dict[str, DistillConfig]:
+    """The default, and what differs from it in one setting each."""
+    return {
+        "refined": base,
+        "unrefined": replace(base, refine_weight=0.0),
+        "released-reflectance": replace(base, reflectance=ReflectanceConfig(range="released")),
+        "node-levels": replace(base, segment=replace(base.segment, levels="node")),
+    }
+
+
+def base_config(settings: Settings, name: str, teacher: str) -> DistillConfig:
+    return DistillConfig(
+        pairs=settings.pairs,
+        teacher=teacher,
+        cache=storage.join(settings.output, f"cache-{name}"),
+        output=storage.join(settings.output, name),
+        stages=settings.stages,
+        refine_weight=settings.refine_weight,
+        segment=SegmentConfig(crop=settings.crop, crops=settings.crops, min_scale=settings.min_scale),
+        optim=OptimConfig(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=2e-4,
+            warmup_steps=20,
+            ema_decay=0.98,
+            precision="bf16",
+        ),
+        compute=ComputeConfig(threads=settings.threads),
+        checkpoint=CheckpointConfig(
+            every=settings.steps,
+            validate_every=settings.steps,
+            validation_images=settings.validation_images,
+            validation_crop=settings.validation_crop,
+        ),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+def compute_cache(config: DistillConfig) -> None:
+    precompute(
+        PrecomputeConfig(
+            pairs=config.pairs,
+            teacher=config.teacher,
+            output=config.cache,
+            stages=config.stages,
+            segment=config.segment,
+            precision=config.optim.precision,
+            compute=config.compute,
+        )
+    )
+
+
+def students_of(config: DistillConfig, variant: str, seeds: tuple[int, ...]) -> list[Row]:
+    """Means over the seeds, and the raw PSNR's standard deviation among them, of the student of each stage."""
+    rows = []
+    for seed in seeds:
+        output = storage.join(config.output, f"{variant}-seed-{seed}")
+        rows.append(distill(replace(config, output=output, optim=replace(config.optim, seed=seed))).rows)
+    table: list[Row] = []
+    for students in zip(*rows, strict=True):
+        means = {name: float(np.mean([row[name] for row in students])) for name in FIGURES}
+        spread = float(np.std([row["psnr"] for row in students]))
+        table.append({"steps": students[0]["steps"], **means, "psnr_spread": spread})
+    return table
+
+
+def main(settings: Settings) -> None:
+    start_ray()
+    rows: list[Row] = []
+    for teacher in settings.teachers:
+        name, _, url = teacher.partition("=")
+        for variant, config in variants(base_config(settings, name, url)).items():
+            compute_cache(config)
+            students = students_of(config, variant, settings.seeds)
+            rows += [{"teacher": name, "variant": variant, **row} for row in students]
+            reporting.show(Report(title="Students so far", rows=rows))
+    report = Report(title="What helps a student", rows=rows, facts={"seeds": settings.seeds}, url=settings.output)
+    reporting.save(report)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
