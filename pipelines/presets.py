@@ -15,6 +15,8 @@ SMALL_UNET: Settings = {
     "unet.norm_groups": 8,
 }
 LOL_CPU_UNET: Settings = {**SMALL_UNET, "unet.base_channels": 32}
+# Whole scenes reduced to a quarter nearly fit a crop, so that their brightness can be learned from small crops.
+LOL_CPU_SEGMENT: Settings = {"segment.crop": 80, "segment.crops": 8, "segment.min_scale": 0.25}
 PAPER_UNET: Settings = {
     "unet.base_channels": 64,
     "unet.channel_mults": (1, 1, 2, 2, 4),
@@ -35,8 +37,7 @@ DISTILL: Mapping[str, Settings] = {
         "checkpoint.validate-every": 200,
     },
     "lol-cpu": {
-        "segment.crop": 80,
-        "segment.crops": 8,
+        **LOL_CPU_SEGMENT,
         "optim.steps": 500,
         "optim.batch_size": 8,
         "optim.learning_rate": 2e-4,
@@ -67,6 +68,7 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         "lol-cpu": {
             **LOL_CPU_UNET,
             "crop": 80,
+            "min_scale": 0.25,
             "optim.steps": 3000,
             "optim.batch_size": 8,
             "optim.learning_rate": 6e-4,
@@ -78,7 +80,7 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
     },
     "precompute": {
         "demo": {"segment.crop": 64, "segment.crops": 16, "precision": "bf16"},
-        "lol-cpu": {"segment.crop": 80, "segment.crops": 8, "precision": "bf16"},
+        "lol-cpu": {**LOL_CPU_SEGMENT, "precision": "bf16"},
     },
     "distill": DISTILL,
     # Where students are a part of the job, they are set like any others.
