@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,8 +114,12 @@ def refuse_mismatch(found: Mapping[str, Any], wanted: Mapping[str, Any], url: st
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    document = {**asdict(manifest), "key": manifest.key}
-    storage.write_bytes(storage.join(url, MANIFEST), json.dumps(document, indent=1, sort_keys=True).encode())
+    """Writes a manifest with a line for each shard; there may be a million."""
+    head = {**asdict(replace(manifest, shards=())), "key": manifest.key}
+    del head["shards"]
+    rows = ",\n".join(json.dumps(vars(shard), sort_keys=True) for shard in manifest.shards)
+    text = json.dumps(head, indent=1, sort_keys=True).removesuffix("\n}") + f',\n "shards": [\n{rows}\n]\n}}'
+    storage.write_bytes(storage.join(url, MANIFEST), text.encode())
 
 
 def read_manifest(url: str, kind: str) -> Manifest:
