@@ -101,7 +101,8 @@ def test_every_job_after_the_teacher(head: Head, data: Path) -> None:
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_a_failed_job(head: Head) -> None:
-    output = head.submit("bad", "python jobs/ingest.py --output s3://b/o --max-bad 2 --source s3://b/s", check=False)
+    head.submit("bad", "python jobs/ingest.py --output s3://b/o --max-bad 2 --source s3://b/s", check=False)
+    output = head.ray("job", "logs", "bad")  # which the submitting command may not wait for
     assert head.status("bad") == "FAILED"
     assert "error: max_bad is 2.0, but is a share" in output and "Traceback" not in output
 

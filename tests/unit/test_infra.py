@@ -5,6 +5,7 @@ parsers; cluster.yaml by Ray; every command by the parser of the program that it
 package: its two objects are checked for the names of their fields (kuberay_fields.yaml).
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -132,7 +133,7 @@ def test_ray_up_takes_the_cluster_file_and_ray_start_its_commands() -> None:
 def test_compose_is_well_formed_and_publishes_on_loopback_only() -> None:
     text = (INFRA / "compose.yaml").read_text()
     services = yaml.safe_load(text)["services"]
-    PyCompose.from_dict(yaml.safe_load(text)).validate()
+    PyCompose.from_json(json.dumps(yaml.safe_load(text))).validate()
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published and all(port.startswith("127.0.0.1:") for port in published)
     for service in services.values():
