@@ -65,11 +65,11 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
         reporting.show(job.plan(config) if sources.dry_run else job.run(config))
     except (ValueError, OSError) as error:
         logger.debug("the job failed", exc_info=True)
-        fail(redact(str(error)))
+        fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {redact(message)}", markup=False)
     raise SystemExit(USAGE_ERROR)
 
 

@@ -19,7 +19,7 @@ from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
-TIMEOUT_S = 900
+TIMEOUT_S = 1200
 
 
 @pytest.mark.timeout(TIMEOUT_S + 300)

@@ -1,14 +1,17 @@
 """What comes from storage is data: no code is unpickled, and no name leaves the folder it is meant for."""
 
 import ast
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from pipelines import storage
-from pipelines.config import IngestConfig
+from jobs.cli import fail
+from pipelines import runs, storage
+from pipelines.config import DistillConfig, IngestConfig
 from pipelines.config_use import EnhanceConfig
 from pipelines.enhancement import list_source
 from pipelines.layouts import list_pairs
@@ -64,3 +67,19 @@ def test_photographs_whose_names_leave_the_output_are_refused_before_anything_is
         list_source(config)
     with pytest.raises(ValueError, match="leaves its folder memory://night"):
         list_pairs(IngestConfig(source="memory://night", output="memory://day", layout="degrade"))
+
+
+def test_no_credential_of_a_url_is_recorded(tmp_path: Path) -> None:
+    pairs, lpips = "https://user:hush@host/pairs", "https://host/vgg.pth?X-Amz-Signature=hush"
+    config = DistillConfig(cache="c", teacher="t", output=str(tmp_path), pairs=pairs, lpips=lpips)
+    runs.record_config(str(tmp_path), config)
+    runs.record_config(str(tmp_path), replace(config, lpips=lpips.replace("hush", "new")))  # a new signature goes on
+    (record,) = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert "hush" not in record and "vgg.pth" in record
+    assert "hush" not in json.dumps(runs.facts_of(config))
+
+
+def test_errors_show_no_credential(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail("https://user:hush@host/x is missing")
+    assert capsys.readouterr().err == "error: https://***@host/x is missing\n"
