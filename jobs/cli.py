@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from pipelines import cluster, presets, reporting
+from pipelines.redaction import redact
 from pipelines.reporting import Report
 
 USAGE_ERROR = 2
@@ -45,11 +46,13 @@ class Job(Generic[Config]):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where settings come from besides flags, and whether to stop after the plan."""
+    """What every job takes besides its config: other sources of settings, whether to stop after the plan, and which
+    local paths all machines of a cluster see."""
 
     preset: str = ""
     config: str = ""
     dry_run: bool = False
+    shared_folder: str = ""
 
 
 def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
@@ -58,6 +61,7 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
         sources, flags = take_sources(list(sys.argv[1:] if argv is None else argv))
         config = parse(job, sources, flags)
         cluster.start_ray(dashboard=job.dashboard)
+        cluster.refuse_local_urls(config, sources.shared_folder)
         reporting.show(job.plan(config) if sources.dry_run else job.run(config))
     except (ValueError, OSError) as error:
         logger.debug("the job failed", exc_info=True)
@@ -65,12 +69,12 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {redact(message)}", markup=False)
     raise SystemExit(USAGE_ERROR)
 
 
 def take_sources(argv: list[str]) -> tuple[Sources, list[str]]:
-    """Separates --preset, --config and --dry-run from the flags of the job's config."""
+    """Separates the flags that every job takes from those of the job's config."""
     help_flags = [word for word in argv if word in ("-h", "--help")]
     sources, rest = tyro.cli(Sources, args=[w for w in argv if w not in help_flags], return_unknown_args=True)
     return sources, rest + help_flags
@@ -108,7 +112,8 @@ def description(job: Job[Config]) -> str:
     names = ", ".join(presets.PRESETS.get(job.name, {})) or "none"
     return (
         f"{job.config.__doc__}\n\nAlso: --preset NAME ({names}); --config FILE.toml with the same names as the "
-        "flags; --dry-run shows the plan and stops. Flags win over the file, the file over the preset."
+        "flags; --dry-run shows the plan and stops; --shared-folder FOLDER says that all machines of a cluster mount "
+        "it, so that paths below it may be used. Flags win over the file, the file over the preset."
     )
 
 

@@ -24,8 +24,9 @@ from reddit_core.schedule import NoiseSchedule
 def find_cache(root: str, stage: int, teacher_sha256: str, segment: SegmentConfig) -> tuple[str, Manifest]:
     """The one cache below `root` that fits; if none does, a ValueError says how the nearest one differs."""
     wanted = {"stage": stage, "teacher_sha256": teacher_sha256, "segment": asdict(segment)}
-    folders = sorted({name.split("/")[0] for name in storage.list_files(root) if name.endswith(f"/{shards.MANIFEST}")})
-    candidates = [storage.join(root, name) for name in folders if name.startswith(f"{stage}-")]
+    # Not all files below the root: of a large cache there are millions.
+    folders = [storage.join(root, name) for name in storage.list_folders(root) if name.startswith(f"{stage}-")]
+    candidates = [url for url in folders if storage.exists(storage.join(url, shards.MANIFEST))]
     if not candidates:
         raise ValueError(f"{root} holds no cache of stage {stage}; make it with jobs/precompute.py --stages {stage}")
     manifests = {url: shards.read_manifest(url, "trajectories") for url in candidates}

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
-from pipelines import QUIET
-from pipelines.config_parts import ComputeConfig
+from pipelines import QUIET, storage
+from pipelines.config_parts import ComputeConfig, urls_of
 
 MIN_LOGICAL_CPUS = 4
 
@@ -48,10 +48,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def refuse_local_urls(config: Any, shared_folder: str = "") -> None:
+    """Refuses local paths where work may land on other machines, which would not find them or leave them there.
+
+    Args:
+        config: the job's.
+        shared_folder: a folder that all machines mount; paths below it are what they see too.
+
+    Raises:
+        ValueError: naming the first such setting.
+    """
+    if not is_spread_out():
+        return
+    shared = storage.resolve(shared_folder) if shared_folder else ""
+    for name, url in urls_of(config):
+        if storage.is_local(url) and not (shared and f"{url}/".startswith(f"{shared.rstrip('/')}/")):
+            raise ValueError(
+                f"{name} is {url}, a local path, but the cluster's machines do not see each other's disks; use s3:// "
+                "or another store that all can open, or state the folder that they all mount: --shared-folder FOLDER"
+            )
+
+
+def is_spread_out() -> bool:
+    """Whether work may land on another machine; a cluster without any CPU waits for machines to be added."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    machines = {(node["NodeManagerHostname"], node["NodeManagerAddress"]) for node in nodes if node["Alive"]}
+    return len(machines) > 1 or not resources().get("CPU")
+
+
+def resources() -> dict[str, float]:
+    """What the whole cluster has."""
+    return ray.cluster_resources()  # type: ignore[no-untyped-call,no-any-return]
+
+
 def num_gpus() -> int:
     """GPUs of the whole cluster."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(resources.get("GPU", 0))
+    return int(resources().get("GPU", 0))
 
 
 def torch_threads(compute: ComputeConfig) -> int:

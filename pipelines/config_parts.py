@@ -1,7 +1,8 @@
 """The parts that the configurations of several jobs share (`config.py` puts them together)."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -15,6 +16,10 @@ RateShape = Literal["constant", "cosine", "linear"]
 # the same records in the same order.
 RECORDS_PER_SHARD = 512
 Trajectories = Literal["cache", "online", "stream"]
+# Settings that hold a URL, or several, in whatever config they occur.
+URL_SETTINGS = frozenset(
+    ("source", "low", "normal", "splits", "against", "pairs", "init", "teacher", "cache", "lpips", "weights", "output")
+)
 
 IntList = Annotated[
     tuple[int, ...],
@@ -59,6 +64,17 @@ def make_absolute(config: object, *names: str) -> None:
     for name in names:
         if url := getattr(config, name):
             object.__setattr__(config, name, storage.resolve(url))
+
+
+def urls_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every (dotted setting, URL) of a config and its parts; of NAME:STEPS=URL, what follows the sign."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from urls_of(value, f"{prefix}{field.name}.")
+        elif field.name in URL_SETTINGS and value:
+            texts = [value] if isinstance(value, str) else [text.partition("=")[2] or text for text in value]
+            yield from ((f"{prefix}{field.name}", url) for url in texts)
 
 
 @dataclass(frozen=True, kw_only=True)

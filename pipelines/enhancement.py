@@ -75,7 +75,7 @@ def list_source(config: EnhanceConfig) -> tuple[str, list[str]]:
     """The folder of the source, and the files below it by relative name; of a single file, its own folder and name.
 
     Raises:
-        ValueError: if there is nothing, or results would land among the photographs.
+        ValueError: if there is nothing, results would land among the photographs, or a name leaves the output.
     """
     source, output = storage.resolve(config.source), storage.resolve(config.output)
     files = storage.list_files(source)
@@ -86,6 +86,8 @@ def list_source(config: EnhanceConfig) -> tuple[str, list[str]]:
         raise ValueError(
             f"output {output} lies in the folder of the photographs, whose names it would take; give another folder"
         )
+    for name in files:
+        storage.join(output, name)  # an object store's keys may hold any text
     return root, files or [posixpath.basename(source)]
 
 

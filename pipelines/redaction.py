@@ -20,6 +20,15 @@ def redact(text: str) -> str:
     return QUERY_FIELD.sub(lambda m: f"{m[1]}={HIDDEN}" if SECRET_NAME.search(m[1]) else m[0], text)
 
 
+def redact_tree(value: Any) -> Any:
+    """The same of every text in what JSON holds."""
+    if isinstance(value, Mapping):
+        return {name: redact_tree(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [redact_tree(part) for part in value]
+    return redact(value) if isinstance(value, str) else value
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as (dotted name, text): sequences joined by commas, credentials replaced by `***`."""
     for name, value in tree.items():

@@ -16,6 +16,7 @@ from pipelines import shards, storage
 from pipelines.checkpoints import step_of
 from pipelines.cluster import num_gpus
 from pipelines.config_parts import ComputeConfig, TrackingConfig
+from pipelines.redaction import redact_tree
 from pipelines.stream import Stream, make_dataset
 from pipelines.tracking import RunHandle, close_run, open_run
 from pipelines.training import Loop, train_worker
@@ -31,8 +32,8 @@ PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The resolved settings that decide what is learned, as they come back from JSON."""
-    resolved = json.loads(json.dumps(asdict(config)))
+    """The resolved settings that decide what is learned, as they come back from JSON, without credentials of URLs."""
+    resolved = redact_tree(json.loads(json.dumps(asdict(config))))
     return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
 
 

@@ -7,7 +7,8 @@ beside each. A shard without its commit record was never finished and is written
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from pipelines import storage
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# Commit records are small files: reading them is waiting, so many are read at a time.
+READERS = 32
+RECORDS_PER_READ = 64
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -111,8 +115,12 @@ def refuse_mismatch(found: Mapping[str, Any], wanted: Mapping[str, Any], url: st
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    document = {**asdict(manifest), "key": manifest.key}
-    storage.write_bytes(storage.join(url, MANIFEST), json.dumps(document, indent=1, sort_keys=True).encode())
+    """Writes a manifest with a line for each shard; there may be a million."""
+    head = {**asdict(replace(manifest, shards=())), "key": manifest.key}
+    del head["shards"]
+    rows = ",\n".join(json.dumps(vars(shard), sort_keys=True) for shard in manifest.shards)
+    text = json.dumps(head, indent=1, sort_keys=True).removesuffix("\n}") + f',\n "shards": [\n{rows}\n]\n}}'
+    storage.write_bytes(storage.join(url, MANIFEST), text.encode())
 
 
 def read_manifest(url: str, kind: str) -> Manifest:
@@ -170,12 +178,22 @@ def write_shard(url: str, name: str, table: pa.Table, split: str = "") -> ShardE
     return entry
 
 
-def committed_shards(url: str) -> dict[str, ShardEntry]:
-    """The shards below `url` that were finished, by name; also those that no manifest lists yet."""
-    files = storage.list_files(storage.join(url, "shards"))
-    names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
-    entries = (read_commit_record(url, name) for name in names if f"{name}.arrow" in set(files))
-    return {entry.name: entry for entry in entries}
+def committed_shards(url: str, known: Mapping[str, ShardEntry] | None = None) -> dict[str, ShardEntry]:
+    """The shards below `url` that were finished, by name; also those that no manifest lists yet.
+
+    Args:
+        known: entries whose commit records need not be read again.
+    """
+    known = known or {}
+    files = set(storage.list_files(storage.join(url, "shards")))
+    records = sorted(name.removesuffix(".json") for name in files if name.endswith(".json"))
+    finished = [name for name in records if f"{name}.arrow" in files]
+    unread = [name for name in finished if name not in known]
+    parts = [unread[start : start + RECORDS_PER_READ] for start in range(0, len(unread), RECORDS_PER_READ)]
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(lambda names: [read_commit_record(url, name) for name in names], parts)
+        entries = {entry.name: entry for part in read for entry in part}
+    return {name: known[name] if name in known else entries[name] for name in finished}
 
 
 def read_commit_record(url: str, name: str) -> ShardEntry:

@@ -137,6 +137,15 @@ def list_files(url: str) -> list[str]:
 
 
 @_with_retries
+def list_folders(url: str) -> list[str]:
+    """The names of the folders right below a folder, sorted, without looking into them; a missing one has none."""
+    filesystem, root = open_filesystem(url)
+    filesystem.invalidate_cache()
+    found = filesystem.ls(root, detail=True) if filesystem.exists(root) else []
+    return sorted(posixpath.basename(item["name"].rstrip("/")) for item in found if item["type"] == "directory")
+
+
+@_with_retries
 def delete(url: str) -> None:
     """Removes one file; one that is not there is no error."""
     filesystem, path = open_filesystem(url)

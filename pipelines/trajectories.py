@@ -43,6 +43,8 @@ from reddit_core.unet import UNet, use_channels_last
 PROGRESS_EVERY_S = 10.0
 # Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
 DECODE_CPUS = 0.5
+# The tasks of a round go to every worker, and each is a block that Ray Data's driver keeps track of.
+SHARDS_PER_ROUND = 10_000
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,14 @@ def precompute(config: PrecomputeConfig) -> Report:
 
 
 def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> None:
-    """The pipeline: decode -> teacher -> write, one row a shard, with progress."""
+    """Makes the shards, a round of them at a time, with progress."""
+    rounds = [tasks[start : start + SHARDS_PER_ROUND] for start in range(0, len(tasks), SHARDS_PER_ROUND)]
+    rows = (row for part in rounds for row in make_pipeline(config, part, schedule).iter_rows())
+    show_progress(rows, sum(task.shard.rows for task in tasks))
+
+
+def make_pipeline(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
+    """decode -> teacher -> write, one row a shard."""
     gpu = config.compute.gpu == "yes" or (config.compute.gpu == "auto" and num_gpus() > 0)
 
     def decode(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
@@ -183,7 +192,7 @@ def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedu
         shards.write_shard(task.url, task.shard.name, table)
         return {"rows": [task.shard.rows]}
 
-    written = (
+    return (
         ray.data.range(len(tasks), override_num_blocks=len(tasks))
         .map_batches(decode, batch_size=1, num_cpus=DECODE_CPUS)
         .map_batches(
@@ -198,7 +207,6 @@ def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedu
         )
         .map_batches(write, batch_size=1)
     )
-    show_progress(written.iter_rows(), sum(task.shard.rows for task in tasks))
 
 
 def show_progress(written: Iterable[Mapping[str, Any]], total: int) -> None:
@@ -215,7 +223,7 @@ def show_progress(written: Iterable[Mapping[str, Any]], total: int) -> None:
 
 def finish_stage(plan: StagePlan) -> reporting.Row:
     """Writes the manifest of a stage whose shards are all committed."""
-    done = shards.committed_shards(plan.url)
+    done = shards.committed_shards(plan.url, plan.done)
     entries = tuple(done[shard.name] for shard in plan.record_shards)
     manifest = Manifest(kind="trajectories", spec=plan.spec, shards=entries)
     shards.write_manifest(plan.url, manifest)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from pipelines import shards
+from pipelines import shards, trajectories
 from pipelines.config import IngestConfig, PrecomputeConfig
 from pipelines.config_parts import ComputeConfig, SegmentConfig
 from pipelines.pairs import ingest
@@ -91,6 +91,16 @@ def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: P
     done = len(list(Path(config.output).rglob("shards/*.json")))
     job.join(TIMEOUT_S)
     assert not job.is_alive() and done < 40
+    check_same(config, whole)
+
+
+@pytest.mark.slow
+def test_several_rounds_make_the_same_shards(
+    whole: PrecomputeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trajectories, "SHARDS_PER_ROUND", 15)
+    config = replace(whole, output=str(tmp_path / "cache"))
+    precompute(config)
     check_same(config, whole)
 
 

@@ -145,6 +145,7 @@ def test_a_teacher_is_trained_from_bucket_to_bucket(bucket, tmp_path: Path) -> N
     train_teacher(config)
     assert load_unet(f"{URL}/trained/teacher.safetensors").facts["role"] == "teacher"
     assert "already trained" in train_teacher(config).title
+    check_secret(bucket, tmp_path)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.redaction import flatten, redact
+from pipelines.redaction import flatten, redact, redact_tree
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,13 @@ def test_flattens_and_hides_secrets() -> None:
         "uri": "http://***@h",
         "AWS_SECRET_ACCESS_KEY": "***",
         "nested.password": "***",
+    }
+
+
+def test_redacts_urls_wherever_they_stand() -> None:
+    tree = {"lpips": "https://h/vgg.pth?X-Amz-Signature=abc", "more": [8, {"uri": "http://u:p@h"}], "x": None}
+    assert redact_tree(tree) == {
+        "lpips": "https://h/vgg.pth?X-Amz-Signature=***",
+        "more": [8, {"uri": "http://***@h"}],
+        "x": None,
     }

@@ -117,6 +117,19 @@ def test_only_committed_shards_count(tmp_path: Path) -> None:
     assert shards.committed_shards(str(tmp_path)) == {"whole": whole}
 
 
+def test_commit_records_are_read_once_each_and_not_where_they_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = {name: shards.write_shard(str(tmp_path), name, pair_table()) for name in ("a", "b", "c", "d", "e")}
+    monkeypatch.setattr(shards, "RECORDS_PER_READ", 2)
+    assert list(shards.committed_shards(str(tmp_path)).items()) == list(entries.items())
+    (tmp_path / "shards" / "a.arrow").unlink()
+    known = {name: entries[name] for name in ("a", "b", "d")}
+    for name in known:
+        (tmp_path / "shards" / f"{name}.json").write_text("not read")
+    assert shards.committed_shards(str(tmp_path), known) == {name: entries[name] for name in ("b", "c", "d", "e")}
+
+
 def test_the_key_is_the_hash_of_the_content_of_the_spec() -> None:
     reordered = dict(reversed(SPEC.items()))
     assert shards.spec_key(SPEC) == shards.spec_key(reordered)

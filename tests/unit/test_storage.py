@@ -43,7 +43,10 @@ class UnreliableFileSystem(MemoryFileSystem):
         return super().exists(path, **kwargs)
 
 
-RETRIED = (storage.read_bytes, storage.write_bytes, storage.exists, storage.list_files, storage.delete)
+RETRIED = (
+    *(storage.read_bytes, storage.write_bytes, storage.exists, storage.delete),
+    *(storage.list_files, storage.list_folders),
+)
 
 
 @pytest.fixture
@@ -70,6 +73,7 @@ def test_a_url_of_any_scheme(unreliable: type[UnreliableFileSystem]) -> None:
     storage.write_bytes("unreliable://bucket/x/a/c", b"three")
     assert storage.read_bytes("unreliable://bucket/x/b") == b"two"
     assert storage.list_files("unreliable://bucket/x/") == ["a/c", "b"]
+    assert storage.list_folders("unreliable://bucket/x/") == ["a"]
     storage.delete("unreliable://bucket/x/b")
     assert not storage.exists("unreliable://bucket/x/b")
     assert unreliable.attempts > 0
@@ -182,7 +186,8 @@ def test_files_are_listed_in_order_and_relative(tmp_path: Path) -> None:
     for name in ("b/2", "a", "b/1"):
         storage.write_bytes(storage.join(str(tmp_path), name), b"")
     assert storage.list_files(str(tmp_path)) == ["a", "b/1", "b/2"]
-    assert storage.list_files(str(tmp_path / "missing")) == []
+    assert storage.list_folders(str(tmp_path)) == ["b"]
+    assert storage.list_files(str(tmp_path / "missing")) == storage.list_folders(str(tmp_path / "missing")) == []
 
 
 def test_deleting_twice_is_no_error(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Which paths a job may use where its work lands on other machines."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines import cluster, config, config_experiments, config_use
+from pipelines.config import DistillConfig, IngestConfig, TuneConfig
+from pipelines.config_parts import URL_SETTINGS, urls_of
+from pipelines.config_use import EvaluateConfig
+
+REMOTE = DistillConfig(cache="s3://b/cache", teacher="s3://b/t.safetensors", output="s3://b/out", pairs="s3://b/pairs")
+
+
+def node(hostname: str, address: str, *, alive: bool = True) -> Mapping[str, Any]:
+    return {"NodeManagerHostname": hostname, "NodeManagerAddress": address, "Alive": alive}
+
+
+@pytest.fixture
+def two_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray says where there are two; tests/ray asks a real cluster."""
+    monkeypatch.setattr(ray, "nodes", lambda: [node("a", "10.0.0.1"), node("b", "10.0.0.2")])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "spread_out"),
+    [
+        ([node("a", "10.0.0.1")], 4, False),
+        ([node("a", "10.0.0.1"), node("a", "10.0.0.1")], 4, False),  # several Ray nodes of one machine
+        ([node("a", "10.0.0.1"), node("b", "10.0.0.2", alive=False)], 4, False),
+        ([node("a", "10.0.0.1"), node("b", "10.0.0.2")], 4, True),
+        ([node("localhost", "10.0.0.1"), node("localhost", "10.0.0.2")], 4, True),
+        ([node("a", "10.0.0.1")], 0, True),  # a head that runs nothing, before its workers have come
+    ],
+)
+def test_where_work_may_land(
+    nodes: list[Mapping[str, Any]], cpus: float, spread_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus} if cpus else {})
+    assert cluster.is_spread_out() == spread_out
+
+
+@pytest.mark.parametrize(
+    ("job_config", "setting"),
+    [
+        (DistillConfig(cache="s3://b/c", teacher="s3://b/t", output="runs/x"), "output is .*/runs/x, a local path"),
+        (DistillConfig(cache="file:///d/c", teacher="s3://b/t", output="s3://b/x"), "cache is /d/c, a local path"),
+        (IngestConfig(source="/data/LOLv1", output="s3://b/pairs"), "source is /data/LOLv1"),
+        (EvaluateConfig(pairs="s3://b/p", output="s3://b/o", weights=("a:2=s3://b/w", "b:2=/w")), "weights is /w"),
+        (
+            TuneConfig(distill=replace(REMOTE, cache="/c"), output="s3://b/sweep"),
+            "distill.cache is /c",
+        ),
+    ],
+)
+def test_a_local_path_is_refused(two_machines: None, job_config: Any, setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"{setting}.*; use s3:// or .*--shared-folder FOLDER$") as error:
+        cluster.refuse_local_urls(job_config)
+    assert "\n" not in str(error.value)
+
+
+def test_stores_and_a_shared_folder_are_not_refused(two_machines: None) -> None:
+    cluster.refuse_local_urls(REMOTE)
+    shared = IngestConfig(source="/mnt/data/LOLv1", output="/mnt/data")
+    cluster.refuse_local_urls(shared, "/mnt/data/")
+    cluster.refuse_local_urls(shared, "/")
+    for other in ("/mnt/dat", "/mnt/data/LOLv1"):
+        with pytest.raises(ValueError, match="a local path"):
+            cluster.refuse_local_urls(shared, other)
+
+
+def test_one_machine_may_use_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [node("a", "10.0.0.1")])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    cluster.refuse_local_urls(IngestConfig(source="in", output="out"))
+
+
+def url_fields(source: str) -> Iterator[str]:
+    """The fields that are said to be a URL by the docstring that follows them."""
+    for cls in (thing for thing in ast.parse(source).body if isinstance(thing, ast.ClassDef)):
+        for field, text in zip(cls.body, cls.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
+                if "URL" in str(text.value.value):
+                    yield field.target.id
+
+
+def test_every_setting_that_is_a_url_is_known_as_one() -> None:
+    sources = [Path(module.__file__).read_text() for module in (config, config_use, config_experiments)]
+    assert {name for source in sources for name in url_fields(source)} == URL_SETTINGS
+    assert dict(urls_of(REMOTE)) == {name: getattr(REMOTE, name) for name in ("cache", "teacher", "output", "pairs")}
