@@ -118,11 +118,13 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.unet.load_state_dict(parts["unet"])
     state.ema_unet.load_state_dict(parts["ema"])
     state.ema.n_averaged.fill_(facts["averaged"])
+    fused = state.optimizer.defaults["fused"]
     for name, parameter in state.unet.named_parameters():
         keys = ("step", "exp_avg", "exp_avg_sq")
         values = {key: parts["optimizer"].get(f"{name}/{key}") for key in keys}
         state.optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device)
+            # AdamW counts its steps on the CPU unless it is fused; a fused one on a GPU reads the count there.
+            key: value if key == "step" and not fused else value.to(parameter.device)
             for key, value in values.items()
             if value is not None
         }
