@@ -123,10 +123,17 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         keys = ("step", "exp_avg", "exp_avg_sq")
         values = {key: parts["optimizer"].get(f"{name}/{key}") for key in keys}
         state.optimizer.state[parameter] = {
-            # AdamW counts its steps on the CPU unless it is fused; a fused one on a GPU reads the count there.
-            key: value if key == "step" and not fused else value.to(parameter.device)
-            for key, value in values.items()
-            if value is not None
+            key: placed(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
         }
     for name in FACTS:
         setattr(state, name, facts[name])
+
+
+def placed(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+    """A restored value of AdamW's state on the device, and in the memory layout, that its kernel asks for.
+
+    AdamW counts its steps on the CPU unless it is fused; a fused one reads the count on the GPU.
+    """
+    if key == "step":
+        return value.to(parameter.device) if fused else value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
