@@ -35,7 +35,7 @@ def released(golden: Golden, save_pth: Callable[[Golden], bytes], device: torch.
     names = [name for name in golden if name.startswith(("denoise_fn.", "betas"))]
     file = decode_unet(save_pth({name: golden[name] for name in names}))
     file.unet.to(device)
-    use_channels_last(file.unet)
+    use_channels_last(file.unet, bf16=False)
     return file
 
 

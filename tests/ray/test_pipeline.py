@@ -25,7 +25,7 @@ from pipelines.teacher import train_teacher
 from pipelines.trajectories import plan_precompute, precompute, teacher_targets
 from pipelines.weights import load_unet
 from reddit_core.degrade import DegradeConfig, degrade
-from reddit_core.unet import UNetConfig, use_channels_last
+from reddit_core.unet import UNetConfig
 
 ROOT = Path(__file__).parents[2]
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
@@ -201,9 +201,7 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
         np.testing.assert_array_equal(cached[name], online[name])
         np.testing.assert_array_equal(streamed[name], online[name])
     parts = [{name: values[start : start + 4] for name, values in online.items()} for start in (0, 4)]
-    teacher = load_unet(made.weights).unet
-    use_channels_last(teacher)
-    computed = [teacher_targets(teacher, part, "fp32") for part in parts]
+    computed = [teacher_targets(load_unet(made.weights).unet, part, "fp32") for part in parts]
     targets = {
         "x_u": np.concatenate([segment.x_u.numpy() for segment, _ in computed]),
         "x_target_0": np.concatenate([x_target_0.numpy() for _, x_target_0 in computed]),

@@ -19,7 +19,7 @@ from pipelines.stream import PADDING, positions_of, share_of
 from pipelines.training import Batch, Loop, Worker, check_workers
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
+from reddit_core.unet import UNet, use_channels_last
 from reddit_core.weights import UNetFile
 
 BATCH_SIZE = 8
@@ -137,6 +137,7 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     def begin() -> Worker:
         worker = Worker(loop, 0, 1, CPU, None)
         worker.begin_stage(0)
+        use_channels_last(worker.state.unet, bf16=True)  # the layout of a GPU
         worker.state.optimizer = torch.optim.AdamW(worker.state.unet.parameters(), fused=True)
         return worker
 
