@@ -146,15 +146,20 @@ def measure(settings: Settings, config: DistillConfig, device: torch.device) -> 
     stream, twice = make_stream(config), replace(config.optim, batch_size=2 * config.optim.batch_size)
     batches = [stream.load(step, step + 1, 0, 1) for step in range(min(8, settings.steps))]
     gpus, rounds = int(device.type == "cuda"), []
+
+    def bare() -> Cost:
+        task = bare_loop.options(num_cpus=1, num_gpus=gpus).remote(config, device.type, batches)
+        return ray.get(task)  # type: ignore[no-any-return]
+
     for number in range(settings.rounds):
-        bare = bare_loop.options(num_cpus=1, num_gpus=gpus).remote(config, device.type, batches)
-        costs = {"bare": ray.get(bare), "ray": through_ray(config, f"{config.output}-{number}")}
+        kinds = {"bare": bare, "ray": lambda number=number: through_ray(config, f"{config.output}-{number}")}
         if settings.two:
             two = replace(config, optim=twice, compute=replace(config.compute, workers=2, cpus_per_worker=0.5))
-            costs["two"] = through_ray(two, f"{config.output}-two-{number}")
-        rounds.append(costs)
-        seconds = ", ".join(f"{name} {cost.seconds:.4f} ({cost.cpu_seconds:.4f} CPU)" for name, cost in costs.items())
-        print(f"round {number + 1}: seconds per step: {seconds}", flush=True)
+            kinds["two"] = lambda number=number, two=two: through_ray(two, f"{config.output}-two-{number}")
+        rounds.append({})
+        for name, kind in kinds.items():
+            cost = rounds[-1][name] = kind()
+            print(f"{name}: {cost.seconds:.4f} s per step, {cost.cpu_seconds:.4f} s of CPU time", flush=True)
     return rounds
 
 
