@@ -118,13 +118,22 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.unet.load_state_dict(parts["unet"])
     state.ema_unet.load_state_dict(parts["ema"])
     state.ema.n_averaged.fill_(facts["averaged"])
+    fused = state.optimizer.defaults["fused"]
     for name, parameter in state.unet.named_parameters():
         keys = ("step", "exp_avg", "exp_avg_sq")
         values = {key: parts["optimizer"].get(f"{name}/{key}") for key in keys}
         state.optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device)
-            for key, value in values.items()
-            if value is not None
+            key: placed(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
         }
     for name in FACTS:
         setattr(state, name, facts[name])
+
+
+def placed(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+    """A restored value of AdamW's state on the device, and in the memory layout, that its kernel asks for.
+
+    AdamW counts its steps on the CPU unless it is fused; a fused one reads the count on the GPU.
+    """
+    if key == "step":
+        return value.to(parameter.device) if fused else value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -29,7 +29,7 @@ from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
 from reddit_core.retinex import reflectance
 from reddit_core.trajectory import refined_targets
-from reddit_core.unet import UNet
+from reddit_core.unet import UNet, use_channels_last
 from reddit_core.weights import UNetFile
 
 
@@ -64,6 +64,7 @@ class DistillObjective:
     def begin(self, stage: int, device: torch.device) -> UNet:
         teacher = self.stage_teacher(stage)
         self.teacher = teacher.to(device).eval()
+        use_channels_last(self.teacher, bf16=self.config.optim.precision == "bf16")
         if self.lpips:
             self.lpips.to(device)
         student = UNet(teacher.config).to(device)

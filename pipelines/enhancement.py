@@ -118,7 +118,7 @@ class Enhancer:
         self.config, self.work = config, work
         file = load_unet(config.weights, config.norm_groups)
         self.unet, self.schedule = file.unet.to(device), file.schedule
-        use_channels_last(self.unet)
+        use_channels_last(self.unet, bf16=config.precision == "bf16")
         self.network_is_free = threading.Lock()
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:

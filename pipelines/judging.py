@@ -122,7 +122,7 @@ class Judge:
         self.methods, self.shown = methods_of(config), shown_methods(config)
         self.files = {method.url: load_unet(method.url, config.norm_groups) for method in self.methods if method.url}
         for file in self.files.values():
-            use_channels_last(file.unet.to(self.device))
+            use_channels_last(file.unet.to(self.device), bf16=config.precision == "bf16")
         distances = [load_lpips(url).to(self.device) for url in config.lpips]
         self.distances = {f"lpips_{distance.backbone}": distance for distance in distances}
         for method in self.methods:

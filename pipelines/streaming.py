@@ -22,7 +22,7 @@ class StreamingTeacher:
         torch.set_num_threads(torch_threads(config.compute))
         self.precision, self.rows = config.optim.precision, rows
         self.unet = load_unet(config.teacher, config.norm_groups).unet.to(device)
-        use_channels_last(self.unet)
+        use_channels_last(self.unet, bf16=self.precision == "bf16")
 
     def __call__(self, batch: Batch) -> Batch:
         targets: dict[str, list[NDArray[np.float32]]] = {"x_u": [], "x_target_0": []}

@@ -128,7 +128,7 @@ class Worker:
     def begin_stage(self, stage: int) -> None:
         torch.manual_seed(self.loop.optim.seed)
         unet = self.loop.objective.begin(stage, self.device)
-        use_channels_last(unet)
+        use_channels_last(unet, bf16=False)
         self.state = TrainState.begin(stage, unet, self.loop.optim)
         self.network: Network = unet
         if self.world_size > 1:

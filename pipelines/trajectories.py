@@ -103,7 +103,7 @@ class TeacherActor:
         torch.set_num_threads(torch_threads(config.compute))
         self.config = config
         self.unet = load_unet(config.teacher, config.norm_groups).unet.to(device)
-        use_channels_last(self.unet)
+        use_channels_last(self.unet, bf16=config.precision == "bf16")
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[Any]]]:
         for task, data in zip(batch["task"], batch["records"], strict=True):

@@ -242,8 +242,12 @@ class UNet(nn.Module):
         return result
 
 
-def use_channels_last(unet: UNet) -> None:
-    """Lays the convolutions' weights out for tensor cores where the network is on a GPU; no change elsewhere."""
+def use_channels_last(unet: UNet, *, bf16: bool) -> None:
+    """Lays the convolutions' weights out so that features have their channels last, where that serves a network.
+
+    Tensor cores want it. On a CPU sampling in bf16 takes 0.55 of the time with it (records' crops have the layout
+    already); in float32 it would gain a tenth there, and round more coarsely (1.6e-5 against 1e-6, golden crop).
+    """
     for parameter in unet.parameters():
-        if parameter.is_cuda and parameter.ndim == 4:
+        if parameter.ndim == 4 and (parameter.is_cuda or bf16):
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,7 @@
-"""What all tests share: checked shapes, one Ray cluster, a tiny network, and small photographs."""
+"""What all tests share: checked shapes, one Ray cluster, a tiny network, small photographs, and released figures."""
 
+import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +14,10 @@ jaxtyping.install_import_hook("reddit_core", "beartype.beartype(conf=beartype.Be
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from reddit_core.degrade import DegradeConfig, degrade  # noqa: E402
 from reddit_core.unet import UNet, UNetConfig  # noqa: E402
@@ -23,11 +26,10 @@ TESTS = Path(__file__).parent
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 # Folders whose name is the marker of every test below them.
 MARKED_FOLDERS = ("ray", "gpu")
+# Where the tests for a GPU run; `cpu` shows on any machine that they are sound themselves.
+GPU_TESTS_ON = os.environ.get("REDDIT_GPU_TESTS_ON", "cuda")
 
 torch.set_num_threads(1)
-# The same examples in every run, however slow the machine is.
-settings.register_profile("house", deadline=None, derandomize=True, database=None)
-settings.load_profile("house")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects by marker
@@ -38,8 +40,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for folder in MARKED_FOLDERS:
             if (TESTS / folder) in item.path.parents:
                 item.add_marker(folder)
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and GPU_TESTS_ON == "cuda" and not torch.cuda.is_available():
             item.add_marker(without_gpu)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the tests for a GPU run."""
+    return torch.device(GPU_TESTS_ON)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Tensor]:
+    """The tensors of tests/golden (its README says what each is); do not change them in place."""
+    return load_file(TESTS / "golden" / "released.safetensors")
+
+
+@pytest.fixture(scope="session")
+def save_pth() -> Callable[[dict[str, Tensor]], bytes]:
+    """A function from any state dict to the bytes of a `.pth`."""
+
+    def save(state: dict[str, Tensor]) -> bytes:
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        return stream.getvalue()
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Seconds per megapixel of enhancement at 1, 2, 4 and 8 steps, against one bare U-Net forward.
+"""Megapixels per second of enhancement at 1, 2, 4 and 8 steps, against one bare U-Net forward.
 
-    python tests/benchmarks/bench_enhance.py --weights URL [--side 512] [--repeats 5] [--tile 256]
+    python tests/benchmarks/bench_enhance.py --weights URL [--device auto|cpu|cuda] [--side 512] [--repeats 5]
+        [--tile 256] [--precision bf16]
 
 `overhead` is the time of an N-step enhancement of a photograph that fits one tile, over N bare forwards on the
 same pixels, minus 1 (at most 5 % is wanted). `tiled` is the same photograph in tiles, over the untiled one; the
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import tyro
+from measuring import DeviceName, pick_device
 from rich.console import Console
 
+from pipelines.config_parts import Precision
 from pipelines.reporting import Report, show
 from pipelines.weights import load_unet
 from reddit_core.sampler import seeded_noise
 from reddit_core.tiles import enhance_pixels, to_signed
+from reddit_core.unet import use_channels_last
 
 STEPS = (1, 2, 4, 8)
 
@@ -39,8 +43,9 @@ class Settings:
     """Side of the tiles; 0 leaves tiles out."""
     threads: int = 1
     """Torch CPU threads."""
-    device: str = "cpu"
-    """Torch device, such as cuda."""
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
+    """bf16 runs the network under autocast, as `enhance --precision bf16` does."""
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
@@ -54,9 +59,10 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 @torch.no_grad()
 def bench(settings: Settings) -> Report:
     """Every figure within one run, on the same machine, network and photograph."""
-    torch.set_num_threads(settings.threads)
-    file, device = load_unet(settings.weights), torch.device(settings.device)
-    unet, side, whole = file.unet.to(device), settings.side, settings.side
+    file, device = load_unet(settings.weights), pick_device(settings.device, settings.threads)
+    bf16 = settings.precision == "bf16"
+    use_channels_last(file.unet.to(device), bf16=bf16)
+    unet, side, whole = file.unet, settings.side, settings.side
     pixels = np.random.default_rng(0).integers(0, 64, (side, side, 3), dtype=np.uint8)
     low, noise = to_signed(pixels, device), seeded_noise((1, 3, side, side), 0).to(device)
     level = torch.full((1,), 0.5, device=device)
@@ -70,14 +76,16 @@ def bench(settings: Settings) -> Report:
         if settings.tile:
             calls[f"tiled {steps}"] = enhancement(steps, settings.tile, settings.tile // 4)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(settings.repeats + 1):
-        for name, call in calls.items():
-            times[name].append(seconds_of(call, device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for _ in range(settings.repeats + 1):
+            for name, call in calls.items():
+                times[name].append(seconds_of(call, device))
     median = {name: float(np.median(values[1:])) for name, values in times.items()}  # the first is a warm-up
     megapixels = side * side / 1e6
     rows = [
         {
             "steps": steps,
+            "megapixels_per_second": megapixels / median[f"whole {steps}"],
             "seconds_per_megapixel": median[f"whole {steps}"] / megapixels,
             "forwards": steps * median["forward"] / megapixels,
             "overhead": median[f"whole {steps}"] / (steps * median["forward"]) - 1,
@@ -85,7 +93,8 @@ def bench(settings: Settings) -> Report:
         }
         for steps in STEPS
     ]
-    facts = {"side": side, "tile": settings.tile, "threads": settings.threads, "device": str(device)}
+    facts = {"side": side, "tile": settings.tile, "threads": settings.threads}
+    facts |= {"device": str(device), "precision": settings.precision}
     return Report(title="Enhancement against bare forwards", rows=rows, facts=facts)
 
 

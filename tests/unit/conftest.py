@@ -1,36 +1,17 @@
-"""What the unit tests share: figures of the released code, and files as the released code saves them."""
+"""What the unit tests share: how properties are tested, and what released files hold beside the network."""
 
-import io
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import settings
 from torch import Tensor
 
 from reddit_core.unet import ResBlock, UNet
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "released.safetensors"
-ReleasedPth = Callable[[dict[str, Tensor]], bytes]
-
-
-@pytest.fixture(scope="session")
-def golden() -> dict[str, Tensor]:
-    """The tensors of tests/golden (its README says what each is); do not change them in place."""
-    return load_file(GOLDEN)
-
-
-@pytest.fixture(scope="session")
-def save_pth() -> ReleasedPth:
-    """A function from any state dict to the bytes of a `.pth`."""
-
-    def save(state: dict[str, Tensor]) -> bytes:
-        stream = io.BytesIO()
-        torch.save(state, stream)
-        return stream.getvalue()
-
-    return save
+# The same examples in every run, however slow the machine is.
+settings.register_profile("house", deadline=None, derandomize=True, database=None)
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ray.train import Checkpoint
 
+from pipelines import checkpoints
 from pipelines.checkpoints import TrainState
 from pipelines.config import DistillConfig
 from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
@@ -17,7 +19,7 @@ from pipelines.stream import PADDING, positions_of, share_of
 from pipelines.training import Batch, Loop, Worker, check_workers
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
+from reddit_core.unet import UNet, use_channels_last
 from reddit_core.weights import UNetFile
 
 BATCH_SIZE = 8
@@ -127,3 +129,23 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(loop: Loop, n
     worker.step({**good, "position": good["position"] + BATCH_SIZE})
     assert worker.state.skipped == 1
     assert changed(worker.state, before)
+
+
+def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(loop: Loop) -> None:
+    """On a GPU the optimizer is fused; its kernel takes moments of another memory layout without a word."""
+
+    def begin() -> Worker:
+        worker = Worker(loop, 0, 1, CPU, None)
+        worker.begin_stage(0)
+        use_channels_last(worker.state.unet, bf16=True)  # the layout of a GPU
+        worker.state.optimizer = torch.optim.AdamW(worker.state.unet.parameters(), fused=True)
+        return worker
+
+    whole, resumed = begin(), begin()
+    batches = [records(step * BATCH_SIZE + np.arange(BATCH_SIZE)) for step in range(3)]
+    whole.step(batches[0])
+    checkpoints.restore(resumed.state, Checkpoint.from_directory(checkpoints.save(whole.state, loop.optim).folder))
+    for batch in batches[1:]:
+        whole.step(batch)
+        resumed.step(batch)
+    assert not changed(resumed.state, whole.state.unet.state_dict())

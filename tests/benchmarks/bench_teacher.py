@@ -1,0 +1,156 @@
+"""The teacher's forward as a share of the rate at which the device multiplies matrices in bf16.
+
+    python tests/benchmarks/bench_teacher.py [--device auto|cpu|cuda] [--variants plain bf16 channels_last compile]
+        [--batch 0] [--rounds 5] [--profile]
+
+`share` is the network's floating-point operations per second over those of a large square bf16 matrix product on the
+same device and threads. On a GPU the batch doubles until the rate grows by less than 3 %, unless one is given. The
+variants: float32 as PyTorch comes; bf16 autocast; that with the weights and features in channels_last (what our jobs do
+on a GPU); that compiled; that as CUDA graphs (on a GPU).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import tyro
+from measuring import (
+    Call,
+    DeviceName,
+    Size,
+    facts_about,
+    make_unet,
+    pick_device,
+    seconds_of,
+    size_for,
+    take_turns,
+    top_operations,
+)
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelines.reporting import Report, show
+from reddit_core.unet import UNet
+
+Variant = Literal["plain", "bf16", "channels_last", "compile", "graphs"]
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+WORTH_IT = 1.03
+MOST_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured."""
+
+    device: DeviceName = "auto"
+    variants: tuple[Variant, ...] = ()
+    """Empty takes all that the device has; compiling takes a minute or more."""
+    batch: int = 0
+    """Crops to a forward; 0 takes 8 on a CPU and looks for the best on a GPU."""
+    crop: int = 0
+    """Side of the crops; 0 takes 64 on a CPU, 96 on a GPU."""
+    rounds: int = 5
+    """Turns of each, of which the median counts."""
+    threads: int = 1
+    """Torch CPU threads."""
+    profile: bool = False
+    """Also show which operations the time of a forward goes to, for each variant."""
+
+
+def forward(unet: UNet, size: Size, device: torch.device, variant: Variant) -> Call:
+    """A call of the network's forward in the way of the variant."""
+    layout = torch.contiguous_format if variant in ("plain", "bf16") else torch.channels_last
+    z, low = (torch.randn(size.batch, 3, size.crop, size.crop).to(device, memory_format=layout) for _ in range(2))
+    level = torch.full((size.batch,), 0.5, device=device)
+    network: Callable[..., torch.Tensor] = copy.deepcopy(unet).to(device, memory_format=layout).eval()
+    if variant in ("compile", "graphs"):
+        network = torch.compile(network, mode="reduce-overhead" if variant == "graphs" else None)
+
+    def call() -> None:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=variant != "plain"):
+            network(z, low, level)
+
+    return call
+
+
+def flops_of(unet: UNet, size: Size) -> int:
+    """Floating-point operations of one forward, counted on one image without computing anything."""
+    one = torch.zeros(1, 3, size.crop, size.crop, device="meta")
+    counter = FlopCounterMode(display=False)
+    with counter:
+        copy.deepcopy(unet).to("meta")(one, one, torch.zeros(1, device="meta"))
+    return counter.get_total_flops() * size.batch
+
+
+def matmul(device: torch.device) -> tuple[Call, int]:
+    """A product of two square bf16 matrices, and its floating-point operations."""
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return lambda: left @ right, 2 * side**3
+
+
+@contextmanager
+def without_enough_memory() -> Iterator[None]:
+    """Gives back what a batch that did not fit has left."""
+    try:
+        yield
+    finally:
+        torch.cuda.empty_cache()
+
+
+def best_size(unet: UNet, size: Size, device: torch.device, rounds: int) -> Size:
+    """The batch from which twice as many crops are hardly faster, or do not fit."""
+    best, best_rate, batch = size, 0.0, 16
+    while batch <= MOST_BATCH:
+        tried = replace(size, batch=batch)
+        try:
+            with without_enough_memory():
+                call = forward(unet, tried, device, "channels_last")
+                rate = batch / seconds_of(take_turns({"": call}, rounds, device)[""])
+        except torch.cuda.OutOfMemoryError:
+            break
+        print(f"batch {batch}: {rate:.0f} crops/s", flush=True)
+        if rate < best_rate * WORTH_IT:
+            break
+        best, best_rate, batch = tried, rate, 2 * batch
+    return best
+
+
+def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
+    """Every variant and the matrix product, turn by turn; and, if wanted, the profile of each variant."""
+    device = pick_device(settings.device, settings.threads)
+    size = size_for(device, settings.crop, settings.batch)
+    unet = make_unet(size.unet)
+    if device.type == "cuda" and not settings.batch:
+        size = best_size(unet, size, device, settings.rounds)
+    every: tuple[Variant, ...] = ("plain", "bf16", "channels_last", "compile")
+    variants = settings.variants or (*every, *(("graphs",) if device.type == "cuda" else ()))
+    product, product_flops = matmul(device)
+    calls = {variant: forward(unet, size, device, variant) for variant in variants}
+    costs = take_turns({"matmul": product, **calls}, settings.rounds, device)
+    flops, seconds = flops_of(unet, size), {name: seconds_of(values) for name, values in costs.items()}
+    peak = product_flops / seconds["matmul"]
+    rows = [
+        {
+            "variant": variant,
+            "seconds": seconds[variant],
+            "crops_per_second": size.batch / seconds[variant],
+            "gflops_per_second": flops / seconds[variant] / 1e9,
+            "share": flops / seconds[variant] / peak,
+            "against_first": seconds[variants[0]] / seconds[variant],
+        }
+        for variant in variants
+    ]
+    facts = {**facts_about(device, size), "matmul_bf16_gflops_per_second": peak / 1e9}
+    profiles = {name: top_operations(call, device) for name, call in calls.items()} if settings.profile else {}
+    return Report(title="The teacher's forward", rows=rows, facts=facts), profiles
+
+
+if __name__ == "__main__":
+    report, profiles = bench(tyro.cli(Settings))
+    show(report, Console())
+    for name, table in profiles.items():
+        print(f"\n{name}\n{table}")

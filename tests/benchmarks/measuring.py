@@ -1,0 +1,127 @@
+"""What the speed benchmarks share: the device and its size of problem, alternating rounds, and profiles."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.profiler import ProfilerActivity, profile
+
+from pipelines.presets import LOL_CPU_UNET, PAPER_UNET
+from pipelines.reporting import Row
+from reddit_core.unet import UNet, UNetConfig
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The network and the batch of crops that a device is measured with."""
+
+    unet: UNetConfig
+    crop: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call took; CPU seconds are this process's own, which others on the machine do not change much."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def pick_device(name: DeviceName, threads: int) -> torch.device:
+    """The device that was asked for, `auto` being a GPU where there is one; `threads` are for the CPU."""
+    torch.set_num_threads(threads)
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def size_for(device: torch.device, crop: int = 0, batch: int = 0) -> Size:
+    """The released network on 96 x 96 crops for a GPU, one of 1.4 M parameters on 64 x 64 for a CPU; 0 takes these."""
+    on_gpu = device.type == "cuda"
+    settings = {name.removeprefix("unet."): value for name, value in (PAPER_UNET if on_gpu else LOL_CPU_UNET).items()}
+    return Size(UNetConfig(**settings), crop or (96 if on_gpu else 64), batch or (64 if on_gpu else 8))
+
+
+def make_unet(config: UNetConfig) -> UNet:
+    torch.manual_seed(0)
+    return UNet(config)
+
+
+def make_records(size: Size, *, targets: bool) -> dict[str, NDArray[np.generic]]:
+    """A batch of trajectory records of random crops, as the training loop is handed them."""
+    rng, shape = np.random.default_rng(0), (size.batch, 3, size.crop, size.crop)
+    image = rng.integers(0, 256, (size.batch, size.crop, size.crop, 3), dtype=np.uint8)
+    names = ("eps", "x_u", "x_target_0") if targets else ("eps",)
+    floats = {name: rng.standard_normal(shape, dtype=np.float32) for name in names}
+    if targets:  # as they come from a cache
+        floats |= {name: floats[name].astype(np.float16) for name in ("x_u", "x_target_0")}
+    levels = np.sort(rng.uniform(0.1, 0.99, (size.batch, 3)), axis=1)
+    seeds = np.arange(size.batch, dtype=np.uint64)
+    return {"low": image // 8, "normal": image, **floats, "levels": levels, "seed": seeds, "position": seeds}
+
+
+def cost_of(call: Call, device: torch.device) -> Cost:
+    started, cpu_started = time.perf_counter(), time.process_time()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return Cost(time.perf_counter() - started, time.process_time() - cpu_started)
+
+
+def take_turns(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, list[Cost]]:
+    """The cost of every call in every round; they alternate, so that a machine that slows down does so for all.
+
+    A first round, which warms up, does not count.
+    """
+    costs: dict[str, list[Cost]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            costs[name].append(cost_of(call, device))
+    return {name: values[1:] for name, values in costs.items()}
+
+
+def compare(slow: list[Cost], fast: list[Cost]) -> dict[str, float]:
+    """How many times faster, as the median of the rounds' ratios: by the clock, and by CPU time."""
+    pairs = list(zip(slow, fast, strict=True))
+    return {
+        "ratio": statistics.median(a.seconds / b.seconds for a, b in pairs),
+        "by_cpu_time": statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in pairs),
+    }
+
+
+def seconds_of(costs: list[Cost]) -> float:
+    return statistics.median(cost.seconds for cost in costs)
+
+
+def facts_about(device: torch.device, size: Size) -> Row:
+    """What a figure depends on; shown under every table."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "parameters": sum(parameter.numel() for parameter in UNet(size.unet).parameters()),
+        "crop": size.crop,
+        "batch": size.batch,
+        "load": " ".join(f"{value:.1f}" for value in os.getloadavg()),
+    }
+
+
+def top_operations(call: Call, device: torch.device, rows: int = 12) -> str:
+    """Where the time of a call goes: the operations that take most of it, as the profiler prints them."""
+    call()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        cost_of(call, device)
+    order = f"self_{device.type}_time_total"
+    table: str = profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=50)
+    return table

@@ -1,0 +1,139 @@
+"""Training on the GPU: a bf16 step, records that do not change, and checkpoints that go from CPU to GPU and back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ray.train import Checkpoint
+
+from pipelines import checkpoints
+from pipelines.checkpoints import TrainState
+from pipelines.config import DistillConfig
+from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
+from pipelines.distillation import DistillObjective
+from pipelines.run_handle import OFF
+from pipelines.training import Batch, Loop, Worker
+from pipelines.trajectories import teacher_targets
+from pipelines.weights import save_unet
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+BATCH_SIZE, SIDE = 4, 32
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
+    teacher = str(tmp_path / "teacher.safetensors")
+    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    optim = OptimConfig(steps=100, batch_size=BATCH_SIZE, warmup_steps=0, learning_rate=1e-3, precision="bf16")
+    config = DistillConfig(
+        cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
+    )
+    return Loop(
+        objective=DistillObjective(config, None),
+        optim=optim,
+        checkpoint=CheckpointConfig(),
+        compute=ComputeConfig(),
+        run=OFF,
+    )
+
+
+def records(*, targets: bool) -> Batch:
+    """Records of random images, with or without the teacher's targets; the same at every call."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (BATCH_SIZE, SIDE, SIDE, 3), dtype=np.uint8)
+    names = ("eps", "x_u", "x_target_0") if targets else ("eps",)
+    floats = {name: rng.standard_normal((BATCH_SIZE, 3, SIDE, SIDE)).astype(np.float32) for name in names}
+    levels = np.sort(rng.uniform(0.1, 0.99, (BATCH_SIZE, 3)))
+    seeds = np.arange(BATCH_SIZE, dtype=np.uint64)
+    return {"low": image // 8, "normal": image, **floats, "levels": levels, "seed": seeds}
+
+
+def train(worker: Worker, steps: int) -> None:
+    for _ in range(steps):
+        positions = worker.state.step * BATCH_SIZE + np.arange(BATCH_SIZE)
+        worker.step({**records(targets=True), "position": positions})
+
+
+def begin(loop: Loop, device: torch.device) -> Worker:
+    worker = Worker(loop, 0, 1, device, None)
+    worker.begin_stage(0)
+    return worker
+
+
+def test_bf16_steps_learn_and_leave_float32_weights(loop: Loop, device: torch.device) -> None:
+    worker = begin(loop, device)
+    train(worker, 1)
+    first = float(worker.progress.terms["distill"])
+    train(worker, 30)
+    assert worker.state.skipped == 0
+    assert float(worker.progress.terms["distill"]) < 0.95 * first
+    kinds = {(value.dtype, value.device.type) for value in worker.state.unet.parameters()}
+    assert kinds == {(torch.float32, device.type)}
+
+
+def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None:
+    worker = begin(loop, device)
+    before = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
+    worker.step({**records(targets=False), "position": np.arange(BATCH_SIZE)})
+    assert worker.state.skipped == 0
+    assert any(not torch.equal(value, before[name]) for name, value in worker.state.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_records_of_one_device_are_the_same_bit_for_bit(loop: Loop, device: torch.device, precision: Precision) -> None:
+    unet = begin(loop, device).state.unet.eval()
+    (first, first_target), (again, again_target) = (
+        teacher_targets(unet, records(targets=False), precision) for _ in range(2)
+    )
+    assert torch.equal(first.x_u, again.x_u)
+    assert torch.equal(first_target, again_target)
+
+
+def same(state: TrainState, other: TrainState) -> bool:
+    """Whether weights, average and optimizer agree bit for bit, on whichever devices they are."""
+    pairs = [
+        (state.unet.state_dict(), other.unet.state_dict()),
+        (state.ema_unet.state_dict(), other.ema_unet.state_dict()),
+    ]
+    slots = zip(state.optimizer.state.values(), other.optimizer.state.values(), strict=True)
+    return all(
+        torch.equal(value.cpu(), theirs[name].cpu())
+        for mine, theirs in [*pairs, *slots]
+        for name, value in mine.items()
+    )
+
+
+def moved(worker: Worker, loop: Loop, device: torch.device) -> Worker:
+    """A fresh worker on a device that goes on from a checkpoint of another's state."""
+    saved = checkpoints.save(worker.state, loop.optim)
+    other = begin(loop, device)
+    checkpoints.restore(other.state, Checkpoint.from_directory(saved.folder))
+    return other
+
+
+def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(loop: Loop, device: torch.device) -> None:
+    first = begin(loop, CPU)
+    train(first, 2)
+    second = moved(first, loop, device)
+    assert same(second.state, first.state) and second.state.step == 2
+    assert next(second.state.unet.parameters()).device.type == device.type
+    train(second, 2)
+    third = moved(second, loop, CPU)
+    assert same(third.state, second.state) and third.state.step == 4
+    train(third, 1)
+    assert third.state.skipped == 0 and not same(third.state, second.state)
+
+
+def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(loop: Loop, device: torch.device) -> None:
+    whole = begin(loop, device)
+    train(whole, 3)
+    resumed = moved(whole, loop, device)
+    for worker in (whole, resumed):
+        train(worker, 2)
+    for mine, theirs in zip(whole.state.unet.parameters(), resumed.state.unet.parameters(), strict=True):
+        # A step moves a weight by 1e-3; the order in which a GPU sums gradients shows far below that.
+        assert (mine - theirs).abs().mean() < 1e-5
