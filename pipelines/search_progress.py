@@ -10,9 +10,9 @@ from ray.tune import Callback, Result
 
 from pipelines import storage, tracking
 from pipelines.outbox import Outbox
-from pipelines.reporting import format_value
+from pipelines.reporting import Row, format_value
 from pipelines.sweep import OBJECTIVE, STEP, Sweep
-from pipelines.tracking import RunHandle, RunWriter, Status
+from pipelines.tracking import OFF, RunHandle, RunWriter, Status
 
 CLOSE_TIMEOUT_S = 20.0
 ENDINGS_KEPT = 10_000
@@ -102,6 +102,17 @@ def watching(sweep: Sweep, parent: RunHandle, writer: RunWriter) -> Iterator[Wat
     finally:
         _watch.endings.close(CLOSE_TIMEOUT_S)
         _watch = None
+
+
+def settle(sweep: Sweep, parent: RunHandle, rows: Sequence[Row]) -> None:
+    """Ends the trials' runs of a sweep that is done, where the server was away when they ended."""
+    if not parent.run_id:
+        return
+    watch = Watch(sweep, parent, RunWriter(OFF))
+    for row in rows:
+        values = {dimension.key: row[dimension.key] for dimension in sweep.dimensions}
+        watch.end_run(row["trial"], values, row, failed=row["outcome"] == "failed")
+    watch.endings.close(CLOSE_TIMEOUT_S)
 
 
 class SweepProgress(Callback):

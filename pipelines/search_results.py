@@ -127,10 +127,10 @@ def saved(output: str) -> Report:
     return Report(title=f"The sweep is already done: {output}", rows=rows, facts=facts)
 
 
-def saved_best(output: str, dimensions: Sequence[Dimension]) -> Values:
-    """The searched settings of the best trial of a sweep that is done."""
-    document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
-    return best_values(document["rows"], dimensions)
+def saved_rows(output: str) -> list[Row]:
+    """The whole table of a sweep that is done."""
+    rows: list[Row] = json.loads(storage.read_bytes(storage.join(output, "report.json")))["rows"]
+    return rows
 
 
 def to_toml(config: DistillConfig) -> str:

@@ -87,8 +87,9 @@ class Sweep:
             return parent
         config = self.trial_config(trial_id, values)
         where = replace(config.tracking, uri=parent.uri)
+        inputs = parent.request.inputs  # every trial reads what the sweep does
         tags = {**parent.request.tags, "reddit.job": "distill", "reddit.trial": trial_id}
-        return tracking.plan_run(where, config.output, asdict(config), tags=tags, parent=parent)
+        return tracking.plan_run(where, config.output, asdict(config), tags=tags, inputs=inputs, parent=parent)
 
     def full_config(self, values: Mapping[str, Any]) -> DistillConfig:
         """What `--then-distill` runs: the values of a trial at full length."""
