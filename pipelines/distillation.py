@@ -195,7 +195,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
 
 
 def make_loop(config: DistillConfig, run: RunHandle) -> Loop:
-    validation = ValidationImages(config.pairs, config.checkpoint) if config.pairs else None
+    validation = ValidationImages(config.pairs, config.checkpoint, config.lpips) if config.pairs else None
     objective = DistillObjective(config, validation)
     return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines import storage, tracking
 from pipelines.config import DistillConfig, TuneConfig
 from pipelines.search_space import (
+    METRICS,
     Dimension,
     Objective,
     Values,
@@ -20,6 +21,7 @@ from pipelines.search_space import (
     with_values,
 )
 from pipelines.tracking import RunHandle
+from pipelines.validation import LPIPS
 
 TRIALS = "trials"
 # What a trial reports to Tune: the global step, and what the sweep maximizes.
@@ -43,7 +45,12 @@ class Sweep:
 
     @cached_property
     def objective(self) -> Objective:
-        return parse_objective(self.config.metric)
+        return parse_objective(self.config.metric, self.metrics)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a trial's validation measures."""
+        return (*METRICS, LPIPS) if self.config.distill.lpips else METRICS
 
     @cached_property
     def first_points(self) -> list[Values]:
