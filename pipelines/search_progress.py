@@ -1,6 +1,7 @@
 """What a sweep says while it runs: lines on the terminal, and the state of the trials' MLflow runs."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,10 +69,11 @@ class Watch:
         if outcome == "finished":
             self.best = max(self.best, result[OBJECTIVE])
             self.writer.metrics({"sweep/objective": result[OBJECTIVE], "sweep/best": self.best}, step=done)
+        best = self.best if math.isfinite(self.best) else None
         left = (time.monotonic() - self.started) / self.ended_here * (self.sweep.num_trials - done)
         print(
             f"trial {self.number(trial)} {outcome}; {done}/{self.sweep.num_trials} done, "
-            f"best {self.sweep.config.metric} {format_value(self.best)}, about {left / 60:.0f} min left",
+            f"best {self.sweep.config.metric} {format_value(best)}, about {left / 60:.0f} min left",
             flush=True,
         )
 
