@@ -87,7 +87,9 @@ def train_worker(config: dict[str, Loop]) -> None:
     """What runs on every training worker: from the newest checkpoint to the end of the last stage."""
     loop = config["loop"]
     # The run's logging_config only filters Ray Train's own handlers; its records still reach the worker's root logger.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Some of them are named after their files, so they take their level from the root.
+    for name in ("ray.train", None):
+        logging.getLogger(name).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     torch.set_num_threads(loop.compute.threads or max(1, torch.get_num_threads()))
