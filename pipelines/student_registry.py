@@ -43,6 +43,7 @@ def register(run: RunHandle, config: DistillConfig, url: str, teacher_sha256: st
     card = ModelCard(
         steps=facts["num_steps"],
         data=describe_pairs(config.pairs) if config.pairs else "not recorded",
+        licence=config.tracking.licence,
         metrics=[{"split": "validation", "steps": facts["num_steps"], **facts["validation"]}]
         if facts["validation"]
         else [],
