@@ -1,29 +1,32 @@
 """A sweep whose trials read one cache, the teacher's pass over the data included, against as many online distillations.
 
-    python tests/benchmarks/bench_sweep.py [--teacher URL] [--trials 8] [--steps 24]
+    python tests/benchmarks/bench_sweep.py [--teacher URL] [--trials 8] [--steps 24] [--no-clock]
 
-Both are the same sweep, trial for trial; online, every trial evaluates the teacher itself. Two ratios come out. *By the
-clock*: everything, from the first call to the table of trials. *Without start-up*: per trial the time from its first
-report to its last, scaled to all of its steps, and of the teacher's pass what a second pass over the same records
-with everything warm takes. On a toy network starting Ray's workers takes longer than training, on both sides alike.
+Both are the same sweep, trial for trial; online, every trial evaluates the teacher itself. Two ratios come out.
+*Without start-up*: the CPU time of a step of either kind and of the teacher's pass, on one thread and taking turns,
+times how many there are. *By the clock*: from the first call to the table of trials, with all that Ray starts for a
+trial; on a toy network that takes longer than the training, on both sides alike.
 """
 
-import json
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import tyro
 
-from pipelines import cluster
+from pipelines import cluster, distillation
 from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
 from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
 from pipelines.pairs import ingest
 from pipelines.photographs import write_photographs
 from pipelines.search import tune
-from pipelines.sweep import STEP
-from pipelines.trajectories import precompute
+from pipelines.tracking import OFF
+from pipelines.trajectories import precompute, teacher_targets
+from pipelines.weights import load_unet
 
 TARGET = 1.4
 STAGE = 4
@@ -47,40 +50,58 @@ class Settings:
     """Crops per pair; with the number of pairs they make the cache, which the teacher passes over once."""
     concurrent: int = 2
     """Trials at a time."""
+    rounds: int = 12
+    """Turns of which the median CPU time counts."""
+    clock: bool = True
+    """Also run both sweeps, and take them by the clock."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds by the clock, and without start-up."""
-
-    clock: float
-    net: float
-
-
-def training_seconds(folder: Path) -> float:
-    """What one trial's steps took, by the time between its first report to Tune and its last."""
-    reports = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
-    first, last = reports[0], reports[-1]
-    seconds: float = last["time_total_s"] - first["time_total_s"]
-    return seconds / (last[STEP] - first[STEP]) * last[STEP]
-
-
-def time_sweep(config: TuneConfig) -> Cost:
+def clock_of(call: Callable[[], object]) -> float:
     started = time.perf_counter()
-    tune(config)
-    clock = time.perf_counter() - started
-    trials = [path.parent for path in Path(config.output, "tune").glob("*/result.json")]
-    assert len(trials) == config.trials, f"{len(trials)} of {config.trials} trials left a record"
-    return Cost(clock, sum(training_seconds(path) for path in trials) / config.concurrent)
+    call()
+    return time.perf_counter() - started
 
 
-def time_teacher_pass(config: PrecomputeConfig) -> Cost:
-    """The pass, and the same again into another place by the same workers."""
-    started = time.perf_counter()
-    precompute(config)
-    clock = time.perf_counter() - started
-    again = precompute(replace(config, output=f"{config.output}-again"))
-    return Cost(clock, float(again.facts["seconds"]))
+def make_step(config: DistillConfig) -> Callable[[int], None]:
+    """One optimizer step of a trial without Ray: the numbered batch is loaded, and the student is moved."""
+    device, generator = torch.device("cpu"), torch.Generator()
+    objective = distillation.make_loop(config, OFF).objective
+    student = objective.begin(0, device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.optim.learning_rate)
+    stage, size = distillation.make_stream(config).stages[0], config.optim.batch_size
+
+    def step(number: int) -> None:
+        batch = stage.load(stage.order.records(number * size, size))
+        objective.terms(student, batch, generator, device)["loss"].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def make_pass(config: DistillConfig) -> Callable[[int], None]:
+    """The teacher's evaluation of one batch, as its pass over the data does it, without Ray."""
+    teacher = load_unet(config.teacher).unet
+    stage, size = distillation.make_stream(replace(config, trajectories="online")).stages[0], config.optim.batch_size
+
+    def evaluate(number: int) -> None:
+        teacher_targets(teacher, stage.load(stage.order.records(number * size, size)), "fp32")
+
+    return evaluate
+
+
+def cpu_seconds(config: DistillConfig, rounds: int) -> tuple[float, float, float]:
+    """Median CPU seconds of a batch: a step from the cache, a step online, the teacher's pass; they take turns."""
+    torch.set_num_threads(1)
+    calls = [make_step(config), make_step(replace(config, trajectories="online")), make_pass(config)]
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds + 1):
+        for call, taken in zip(calls, times, strict=True):
+            started = time.process_time()
+            call(number)
+            taken.append(time.process_time() - started)
+    cached, online, passing = (statistics.median(taken[1:]) for taken in times)  # the first is a warm-up
+    return cached, online, passing
 
 
 def measure(settings: Settings, folder: Path) -> None:
@@ -103,25 +124,34 @@ def measure(settings: Settings, folder: Path) -> None:
         ),
         tracking=TrackingConfig(enabled=False),
     )
-    passing = time_teacher_pass(
-        PrecomputeConfig(
-            pairs=pairs, teacher=settings.teacher, output=cache, stages=(STAGE,), segment=segment, compute=compute
+    one_pass = PrecomputeConfig(
+        pairs=pairs, teacher=settings.teacher, output=cache, stages=(STAGE,), segment=segment, compute=compute
+    )
+    passing = clock_of(lambda: precompute(one_pass))
+    step_cached, step_online, batch_passed = cpu_seconds(base, settings.rounds)
+    records = distillation.make_stream(base).stages[0].order.num_records
+    steps = settings.trials * settings.steps
+    cost = steps * step_cached + records / settings.batch_size * batch_passed
+    print(
+        f"CPU seconds: step from the cache {step_cached:.3f}, step online {step_online:.3f}, teacher's pass over as "
+        f"many records {batch_passed:.3f}; {records} records, {steps} steps in all"
+    )
+    show("without start-up, CPU time", steps * step_online / cost)
+    if settings.clock:
+        sweep = TuneConfig(
+            distill=base, output=f"{folder}/cached", trials=settings.trials, concurrent=settings.concurrent, asha=False
         )
-    )
-    sweep = TuneConfig(
-        distill=base, output=str(folder / "cached"), trials=settings.trials, concurrent=settings.concurrent, asha=False
-    )
-    cached = time_sweep(sweep)
-    online = time_sweep(replace(sweep, output=str(folder / "online"), distill=replace(base, trajectories="online")))
-    print(f"teacher's pass {passing.clock:.1f} s by the clock, {passing.net:.1f} s without start-up")
-    for name, cost in (("from the cache", cached), ("online", online)):
-        print(f"{settings.trials} trials {name}: {cost.clock:.1f} s by the clock, {cost.net:.1f} s without start-up")
-    for name, ratio in (
-        ("by the clock", online.clock / (passing.clock + cached.clock)),
-        ("without start-up", online.net / (passing.net + cached.net)),
-    ):
-        verdict = "reached" if ratio >= TARGET else "missed"
-        print(f"online / (pass + cache), {name}: {ratio:.2f} ({TARGET} {verdict})")
+        cached = clock_of(lambda: tune(sweep))
+        online_trials = replace(base, trajectories="online")
+        online = clock_of(lambda: tune(replace(sweep, output=f"{folder}/online", distill=online_trials)))
+        print(
+            f"seconds by the clock: pass {passing:.1f}, trials from the cache {cached:.1f}, trials online {online:.1f}"
+        )
+        show("by the clock, start-up and all", online / (passing + cached))
+
+
+def show(what: str, ratio: float) -> None:
+    print(f"online / (pass + cache), {what}: {ratio:.2f} ({TARGET} {'reached' if ratio >= TARGET else 'missed'})")
 
 
 if __name__ == "__main__":
