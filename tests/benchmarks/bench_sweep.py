@@ -25,6 +25,7 @@ from pipelines.pairs import ingest
 from pipelines.photographs import write_photographs
 from pipelines.search import tune
 from pipelines.tracking import OFF
+from pipelines.training import autocast
 from pipelines.trajectories import precompute, teacher_targets
 from pipelines.weights import load_unet
 
@@ -67,12 +68,13 @@ def make_step(config: DistillConfig) -> Callable[[int], None]:
     device, generator = torch.device("cpu"), torch.Generator()
     objective = distillation.make_loop(config, OFF).objective
     student = objective.begin(0, device).train()
+    network = autocast(student, device, enabled=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.optim.learning_rate)
     stage, size = distillation.make_stream(config).stages[0], config.optim.batch_size
 
     def step(number: int) -> None:
-        batch = stage.load(stage.order.records(number * size, size))
-        objective.terms(student, batch, generator, device)["loss"].mean().backward()
+        batch = stage.load(stage.order.records(number * size, (number + 1) * size))
+        objective.terms(network, batch, generator, device)["loss"].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -85,7 +87,7 @@ def make_pass(config: DistillConfig) -> Callable[[int], None]:
     stage, size = distillation.make_stream(replace(config, trajectories="online")).stages[0], config.optim.batch_size
 
     def evaluate(number: int) -> None:
-        teacher_targets(teacher, stage.load(stage.order.records(number * size, size)), "fp32")
+        teacher_targets(teacher, stage.load(stage.order.records(number * size, (number + 1) * size)), "fp32")
 
     return evaluate
 

@@ -55,6 +55,10 @@ class Browser:
 
         return self.wait(look)
 
+    def click(self, element: WebElement) -> None:
+        """Clicks, also where something lies in front for a moment."""
+        self.driver.execute_script("arguments[0].click()", element)
+
     def picture(self, name: str) -> None:
         self.driver.save_screenshot(str(self.pictures / f"{name}.png"))
 
@@ -109,8 +113,8 @@ def test_the_pages_show_the_sweep_its_trials_their_charts_and_images(browser: Br
     browser.open(f"{experiment}/runs?compareRunsMode=CHART&workflowType=machine_learning")
     assert set(browser.links_to({parent.info.run_id})) == {parent.info.run_id}
     for button in browser.driver.find_elements(By.CSS_SELECTOR, "button[aria-label='Close']"):
-        button.click()  # the assistant's column, which leaves the charts no room
-    browser.wait(lambda driver: driver.find_elements(By.CSS_SELECTOR, EXPANDER))[0].click()
+        browser.click(button)  # the assistant's column, which leaves the charts no room
+    browser.click(browser.wait(lambda driver: driver.find_elements(By.CSS_SELECTOR, EXPANDER))[0])
     links = browser.links_to({*trials, parent.info.run_id})
     assert links == {**trials, parent.info.run_id: parent.info.run_name}
     browser.wait(lambda driver: driver.find_elements(By.CSS_SELECTOR, CHART_SEARCH))[0].send_keys("validation/psnr$")
