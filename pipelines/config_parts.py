@@ -89,6 +89,8 @@ class TrackingConfig:
     """MLflow experiment that the run belongs to."""
     model: str = "reddit-student"
     """Registered model that a finished student becomes a version of; empty registers none."""
+    licence: str = ""
+    """Licence of the training data, for the model's card; empty means that it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

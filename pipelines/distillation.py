@@ -54,28 +54,28 @@ class DistillObjective:
         return tuple(f"{stage}-to-{stage // 2}" for stage in self.config.stages)
 
     @cached_property
-    def teacher_file(self) -> UNetFile:
-        return load_unet(self.config.teacher, self.config.norm_groups)
-
-    @cached_property
     def lpips(self) -> Lpips | None:
         return load_lpips(self.config.lpips) if self.config.loss.perceptual else None
 
     def begin(self, stage: int, device: torch.device) -> UNet:
-        teacher = self.stage_teacher(stage)
-        self.teacher = teacher.to(device).eval()
-        use_channels_last(self.teacher, bf16=self.config.optim.precision == "bf16")
+        start = load_unet(self.config.teacher, self.config.norm_groups)
+        self.schedule, self.prediction = start.schedule, start.unet.config.prediction
+        self.teacher = self.stage_teacher(stage, device)
         if self.lpips:
             self.lpips.to(device)
-        student = UNet(teacher.config).to(device)
-        student.load_state_dict(self.teacher_file.unet.state_dict())
-        return student
+        return start.unet.to(device)
 
-    def stage_teacher(self, stage: int) -> UNet:
-        """The original teacher; when progressive, the previous stage's student."""
-        if not self.config.progressive or stage == 0:
-            return self.teacher_file.unet
-        return load_unet(storage.join(self.config.output, student_name(self.config.stages[stage - 1]))).unet
+    def stage_teacher(self, stage: int, device: torch.device) -> UNet | None:
+        """The original teacher; when progressive, the previous stage's student; none where it has run before."""
+        if self.config.trajectories != "online":
+            return None
+        if self.config.progressive and stage > 0:
+            url = storage.join(self.config.output, student_name(self.config.stages[stage - 1]))
+        else:
+            url = self.config.teacher
+        teacher = load_unet(url, self.config.norm_groups).unet.to(device)
+        use_channels_last(teacher, bf16=self.config.optim.precision == "bf16")
+        return teacher
 
     def terms(
         self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
@@ -86,19 +86,20 @@ class DistillObjective:
         if "x_target_0" in batch:
             x_u, x_target_0 = (torch.tensor(batch[name], device=device) for name in ("x_u", "x_target_0"))
         else:
+            assert self.teacher, "records without targets need a teacher"
             segment, x_target_0 = teacher_targets(self.teacher, batch, self.config.optim.precision)
             x_u = segment.x_u
         low_reflectance = reflectance(low, self.config.reflectance)
         targets = refined_targets(z_t, x_u, x_target_0, low_reflectance, levels, self.config.refine_weight)
         output = network(z_t, low, levels.a_t)
-        estimate = interpret(output, z_t, levels.a_t, self.teacher.config.prediction)
+        estimate = interpret(output, z_t, levels.a_t, self.prediction)
         terms = distillation_terms(estimate, targets, x_0, eps, self.config.loss, self.lpips)
         return {"loss": total(terms, self.config.loss), **terms}
 
     def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         if self.validation is None:
             return {}, None
-        return self.validation.judge(unet, self.teacher_file.schedule, self.config.stages[stage] // 2)
+        return self.validation.judge(unet, self.schedule, self.config.stages[stage] // 2)
 
     def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
         num_steps = self.config.stages[stage] // 2
@@ -109,7 +110,7 @@ class DistillObjective:
             "config": runs.facts_of(self.config),
             "validation": dict(metrics),
         }
-        file = UNetFile(unet=unet, schedule=self.teacher_file.schedule, facts=facts)
+        file = UNetFile(unet=unet, schedule=self.schedule, facts=facts)
         save_unet(storage.join(self.config.output, student_name(self.config.stages[stage], best=best)), file)
 
 
@@ -172,14 +173,18 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     check_workers(config.optim, config.compute)
     stream = make_stream(config)
     runs.record_config(config.output, config)
-    if runs.finished(config.output, names):
-        return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
+    done = runs.finished(config.output, names)
     teacher_sha256 = sha256_of(config.teacher)
-    with runs.tracked_run(config.tracking, config.output, config, job="distill", parent=parent) as run:
-        student_registry.log_inputs(run, config, teacher_sha256)
-        runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
+    inputs = student_registry.inputs_of(config, teacher_sha256)
+    with runs.tracked_run(
+        config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
+    ) as run:
+        if not done:
+            runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
         last = storage.join(config.output, names[-1])
         model = student_registry.register(run, config, last, teacher_sha256)
+    if done:
+        return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
     report = Report(
         title="Students",
         rows=student_rows(config),
@@ -192,7 +197,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
 
 
 def make_loop(config: DistillConfig, run: RunHandle) -> Loop:
-    validation = ValidationImages(config.pairs, config.checkpoint) if config.pairs else None
+    validation = ValidationImages(config.pairs, config.checkpoint, config.lpips) if config.pairs else None
     objective = DistillObjective(config, validation)
     return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
 

@@ -109,7 +109,8 @@ def evaluate(config: EvaluateConfig) -> Report:
     shown_methods(config)
     evaluated = fingerprint(config, methods)
     if report := finished_report(config, evaluated):
-        return report
+        with runs.tracked_run(config.tracking, config.output, config, job="evaluate", done=True):
+            return report
     for method in methods:
         if method.url:
             load_unet(method.url, config.norm_groups).schedule.grid(method.steps)

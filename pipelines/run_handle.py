@@ -2,14 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.config_parts import require
 from pipelines.redaction import redact
 
 SQLITE = "sqlite:///"
+
+
+class InputData(NamedTuple):
+    """A dataset that a run reads: what it is to the run, the URL of its manifest, and its key."""
+
+    name: str
+    url: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class RunRequest:
     name: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
+    inputs: Sequence[InputData]
     parent: "RunHandle | None"
 
     @property

@@ -18,7 +18,7 @@ from pipelines.cluster import num_gpus
 from pipelines.config_parts import ComputeConfig, TrackingConfig
 from pipelines.redaction import redact_tree
 from pipelines.stream import Stream, make_dataset
-from pipelines.tracking import RunHandle, close_run, open_run
+from pipelines.tracking import InputData, RunHandle, close_run, open_run
 from pipelines.training import Loop, train_worker
 
 CONFIG = "config.json"
@@ -55,11 +55,22 @@ def record_config(output: str, config: Any) -> None:
 
 @contextlib.contextmanager
 def tracked_run(
-    tracking: TrackingConfig, output: str, config: Any, *, job: str, parent: RunHandle | None = None
+    tracking: TrackingConfig,
+    output: str,
+    config: Any,
+    *,
+    job: str,
+    inputs: Sequence[InputData] = (),
+    parent: RunHandle | None = None,
+    done: bool = False,
 ) -> Iterator[RunHandle]:
-    """An MLflow run that is named after the output and ends as the block does."""
-    tags = {"reddit.job": job}
-    handle = open_run(tracking, storage.resolve(output), asdict(config), tags=tags, parent=parent)
+    """An MLflow run that is named after the output and ends as the block does.
+
+    The run of a job that is `done` is opened only to send what the server was away for; it keeps the time at which
+    it ended.
+    """
+    name, tags = storage.resolve(output), {"reddit.job": job}
+    handle = open_run(tracking, name, asdict(config), tags=tags, inputs=inputs, parent=parent, resume=not done)
     ended: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         yield handle

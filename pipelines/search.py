@@ -18,7 +18,16 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
-from pipelines import distillation, reporting, runs, search_results, storage, student_registry, tracking
+from pipelines import (
+    distillation,
+    reporting,
+    runs,
+    search_progress,
+    search_results,
+    storage,
+    student_registry,
+    tracking,
+)
 from pipelines.config import TuneConfig
 from pipelines.reporting import Report
 from pipelines.search_progress import SweepProgress, watching
@@ -204,13 +213,16 @@ def tune(config: TuneConfig) -> Report:
     sweep = Sweep(config)
     check(sweep)
     search_results.record(config)
-    done = storage.exists(storage.join(config.output, BEST))
-    if done and not config.then_distill:
-        return search_results.saved(config.output)
-    with runs.tracked_run(config.distill.tracking, config.output, config, job="tune") as run:
+    base, done = config.distill, storage.exists(storage.join(config.output, BEST))
+    inputs = student_registry.inputs_of(base, distillation.sha256_of(base.teacher))
+    ended = done and not config.then_distill
+    with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = search_results.saved(config.output) if done else search(sweep, run)
+        if done:
+            search_progress.settle(sweep, run, search_results.saved_rows(config.output))
         if config.then_distill:
-            best = sweep.full_config(search_results.saved_best(config.output, sweep.dimensions))
+            rows = search_results.saved_rows(config.output)
+            best = sweep.full_config(search_results.best_values(rows, sweep.dimensions))
             distilled = distillation.distill(best, parent=run)
             report = replace(report, facts={**report.facts, "then_distill": distilled.title})
     return report
@@ -219,8 +231,6 @@ def tune(config: TuneConfig) -> Report:
 def search(sweep: Sweep, run: RunHandle) -> Report:
     """Runs the trials and writes what came of them."""
     check_asha(sweep.config)
-    base = sweep.config.distill
-    student_registry.log_inputs(run, base, distillation.sha256_of(base.teacher))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,7 @@
 """What a sweep says while it runs: lines on the terminal, and the state of the trials' MLflow runs."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ from ray.tune import Callback, Result
 
 from pipelines import storage, tracking
 from pipelines.outbox import Outbox
-from pipelines.reporting import format_value
+from pipelines.reporting import Row, format_value
 from pipelines.sweep import OBJECTIVE, STEP, Sweep
-from pipelines.tracking import RunHandle, RunWriter, Status
+from pipelines.tracking import OFF, RunHandle, RunWriter, Status
 
 CLOSE_TIMEOUT_S = 20.0
 ENDINGS_KEPT = 10_000
@@ -68,10 +69,11 @@ class Watch:
         if outcome == "finished":
             self.best = max(self.best, result[OBJECTIVE])
             self.writer.metrics({"sweep/objective": result[OBJECTIVE], "sweep/best": self.best}, step=done)
+        best = self.best if math.isfinite(self.best) else None
         left = (time.monotonic() - self.started) / self.ended_here * (self.sweep.num_trials - done)
         print(
             f"trial {self.number(trial)} {outcome}; {done}/{self.sweep.num_trials} done, "
-            f"best {self.sweep.config.metric} {format_value(self.best)}, about {left / 60:.0f} min left",
+            f"best {self.sweep.config.metric} {format_value(best)}, about {left / 60:.0f} min left",
             flush=True,
         )
 
@@ -102,6 +104,17 @@ def watching(sweep: Sweep, parent: RunHandle, writer: RunWriter) -> Iterator[Wat
     finally:
         _watch.endings.close(CLOSE_TIMEOUT_S)
         _watch = None
+
+
+def settle(sweep: Sweep, parent: RunHandle, rows: Sequence[Row]) -> None:
+    """Ends the trials' runs of a sweep that is done, where the server was away when they ended."""
+    if not parent.run_id:
+        return
+    watch = Watch(sweep, parent, RunWriter(OFF))
+    for row in rows:
+        values = {dimension.key: row[dimension.key] for dimension in sweep.dimensions}
+        watch.end_run(row["trial"], values, row, failed=row["outcome"] == "failed")
+    watch.endings.close(CLOSE_TIMEOUT_S)
 
 
 class SweepProgress(Callback):

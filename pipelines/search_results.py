@@ -15,7 +15,7 @@ from ray.tune import Result
 from pipelines import reporting, search_plots, shards, storage
 from pipelines.config import DistillConfig, TuneConfig
 from pipelines.reporting import Report, Row
-from pipelines.search_space import METRICS, Dimension, Values
+from pipelines.search_space import Dimension, Values
 from pipelines.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.tracking import RunWriter
 
@@ -39,9 +39,9 @@ def record(config: TuneConfig) -> None:
     storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
 
 
-def table(results: Sequence[Result], dimensions: Sequence[Dimension], num_steps: int) -> list[Row]:
+def table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
     """One row per trial, those that reached the last step first, the best of them on top."""
-    rows = [row_of(result, dimensions, num_steps) for result in results]
+    rows = [row_of(sweep, result) for result in results]
 
     def rank(row: Row) -> tuple[bool, int, float]:
         return row["outcome"] == "finished", row[STEP], -math.inf if row[OBJECTIVE] is None else row[OBJECTIVE]
@@ -49,12 +49,12 @@ def table(results: Sequence[Result], dimensions: Sequence[Dimension], num_steps:
     return sorted(rows, key=rank, reverse=True)
 
 
-def row_of(result: Result, dimensions: Sequence[Dimension], num_steps: int) -> Row:
+def row_of(sweep: Sweep, result: Result) -> Row:
     metrics = result.metrics or {}
     step = int(metrics.get(STEP, 0))
-    outcome = "failed" if result.error else "finished" if step >= num_steps else "stopped"
-    values = {dimension.key: (result.config or {}).get(dimension.key) for dimension in dimensions}
-    figures = {name: metrics.get(name) for name in METRICS}
+    outcome = "failed" if result.error else "finished" if step >= sweep.num_steps else "stopped"
+    values = {dimension.key: (result.config or {}).get(dimension.key) for dimension in sweep.dimensions}
+    figures = {name: metrics.get(name) for name in sweep.metrics}
     trial = storage.name_of(result.path)
     return {"trial": trial, "outcome": outcome, STEP: step, **values, OBJECTIVE: metrics.get(OBJECTIVE), **figures}
 
@@ -66,7 +66,7 @@ def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
         ValueError: if no trial reached the end.
     """
     config, dimensions = sweep.config, sweep.dimensions
-    rows = table(results, dimensions, sweep.num_steps)
+    rows = table(sweep, results)
     if not rows or rows[0]["outcome"] != "finished":
         raise ValueError(
             f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); mend the cause "
@@ -83,18 +83,18 @@ def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
     reporting.save(report)
     best = to_toml(sweep.full_config(best_values(rows, dimensions))).encode()
     storage.write_bytes(storage.join(config.output, BEST), best)
-    log_results(writer, rows, plots, best)
+    log_results(sweep, writer, rows, plots, best)
     return replace(report, rows=shown(rows, config.metric))
 
 
 def shown(rows: Sequence[Row], metric: str) -> list[Row]:
     """The table as the terminal has room for it; report.json has all of it."""
-    hidden = {STEP, *(name for name in METRICS if name.endswith("_gt_mean"))}
-    hidden |= {OBJECTIVE} if metric in METRICS else set()
+    hidden = {STEP, *(name for name in rows[0] if name.endswith("_gt_mean"))}
+    hidden |= {OBJECTIVE} if metric in rows[0] else set()
     return [{name.rpartition(".")[2]: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
-def log_results(writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes], best: bytes) -> None:
+def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes], best: bytes) -> None:
     """Sends the sweep's files and best figures to its run."""
     files = {**plots, BEST: best, "trials.json": json.dumps([dict(row) for row in rows], indent=1).encode()}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,9 @@ def log_results(writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, byte
             path = Path(folder, name)
             path.write_bytes(data)
             writer.artifact(path, PLOTS if name in plots else "")
-    writer.metrics({f"best/{name}": rows[0][name] for name in METRICS if rows[0][name] is not None}, step=len(rows))
+    writer.metrics(
+        {f"best/{name}": rows[0][name] for name in sweep.metrics if rows[0][name] is not None}, step=len(rows)
+    )
 
 
 def describe_errors(results: Sequence[Result]) -> str:
@@ -127,10 +129,10 @@ def saved(output: str) -> Report:
     return Report(title=f"The sweep is already done: {output}", rows=rows, facts=facts)
 
 
-def saved_best(output: str, dimensions: Sequence[Dimension]) -> Values:
-    """The searched settings of the best trial of a sweep that is done."""
-    document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
-    return best_values(document["rows"], dimensions)
+def saved_rows(output: str) -> list[Row]:
+    """The whole table of a sweep that is done."""
+    rows: list[Row] = json.loads(storage.read_bytes(storage.join(output, "report.json")))["rows"]
+    return rows
 
 
 def to_toml(config: DistillConfig) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pipelines.config import DistillConfig
 from pipelines.config_parts import require
+from pipelines.validation import LPIPS
 
 Kind = Literal["uniform", "loguniform", "choice"]
 Values = dict[str, Any]
@@ -202,7 +203,7 @@ class Objective:
 
     def __call__(self, metrics: Mapping[str, Any]) -> float | None:
         """The sum; None where a metric is missing or not finite."""
-        known = {name: float(metrics[name]) for name in METRICS if name in metrics}
+        known = {name: float(metrics[name]) for name in (*METRICS, LPIPS) if name in metrics}
         if "sharpness" in known:
             known[SHARPNESS_GAP] = abs(1 - known["sharpness"])
         if any(name not in known for _, name in self.terms):
@@ -211,8 +212,8 @@ class Objective:
         return total if math.isfinite(total) else None
 
 
-def parse_objective(text: str) -> Objective:
-    """`psnr`, or a sum such as `psnr + 10*ssim - 5*sharpness_gap`.
+def parse_objective(text: str, metrics: Sequence[str] = METRICS) -> Objective:
+    """`psnr`, or a sum such as `psnr + 10*ssim - 5*sharpness_gap`, of the metrics that a validation measures.
 
     Raises:
         ValueError: if it is no such sum of known metrics.
@@ -221,7 +222,7 @@ def parse_objective(text: str) -> Objective:
     position = 0
     while position < len(text):
         match = TERM.match(text, position)
-        known = match is not None and match[3] in (*METRICS, SHARPNESS_GAP)
+        known = match is not None and match[3] in (*metrics, SHARPNESS_GAP)
         if match is None or not known or (terms and not match[1]):
             break
         terms.append((float(match[2] or 1) * (-1 if match[1] == "-" else 1), match[3]))
@@ -229,6 +230,6 @@ def parse_objective(text: str) -> Objective:
     require(
         bool(terms) and position == len(text),
         f"metric {text!r} must be a validation metric or a sum of them, such as psnr + 10*ssim - 5*sharpness_gap; "
-        f"they are {', '.join(METRICS)} and {SHARPNESS_GAP} = |1 - sharpness|",
+        f"they are {', '.join(metrics)} and {SHARPNESS_GAP} = |1 - sharpness|; lpips needs --distill.lpips URL",
     )
     return Objective(tuple(terms))

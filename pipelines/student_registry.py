@@ -1,5 +1,7 @@
 """A distillation's inputs and its finished student, as MLflow knows them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,24 +11,24 @@ from pipelines.config import DistillConfig
 from pipelines.config_parts import CheckpointConfig
 from pipelines.model_card import ModelCard
 from pipelines.redaction import redact
-from pipelines.tracking import RunHandle
+from pipelines.tracking import InputData, RunHandle
 from pipelines.validation import ValidationImages
 from pipelines.weights import load_unet
 
 EXAMPLE_SIDE = 32
 
 
-def log_inputs(run: RunHandle, config: DistillConfig, teacher_sha256: str) -> None:
-    """Records the pairs and the caches that a distillation reads, by manifest and key."""
-    if run.request is None:
-        return
+def inputs_of(config: DistillConfig, teacher_sha256: str) -> Sequence[InputData]:
+    """The pairs and the caches that a distillation reads, by manifest and key."""
+    inputs = []
     if config.pairs:
         manifest = shards.read_manifest(config.pairs, "pairs")
-        tracking.log_dataset(run, "pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key)
+        inputs.append(InputData("pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key))
     if config.trajectories == "cache":
         for stage in config.stages:
             url, manifest = find_cache(config.cache, stage, teacher_sha256, config.segment)
-            tracking.log_dataset(run, f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key)
+            inputs.append(InputData(f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key))
+    return inputs
 
 
 def register(run: RunHandle, config: DistillConfig, url: str, teacher_sha256: str) -> str:
@@ -41,6 +43,7 @@ def register(run: RunHandle, config: DistillConfig, url: str, teacher_sha256: st
     card = ModelCard(
         steps=facts["num_steps"],
         data=describe_pairs(config.pairs) if config.pairs else "not recorded",
+        licence=config.tracking.licence,
         metrics=[{"split": "validation", "steps": facts["num_steps"], **facts["validation"]}]
         if facts["validation"]
         else [],

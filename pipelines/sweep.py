@@ -8,6 +8,7 @@ from typing import Any
 from pipelines import storage, tracking
 from pipelines.config import DistillConfig, TuneConfig
 from pipelines.search_space import (
+    METRICS,
     Dimension,
     Objective,
     Values,
@@ -20,6 +21,7 @@ from pipelines.search_space import (
     with_values,
 )
 from pipelines.tracking import RunHandle
+from pipelines.validation import LPIPS
 
 TRIALS = "trials"
 # What a trial reports to Tune: the global step, and what the sweep maximizes.
@@ -43,7 +45,12 @@ class Sweep:
 
     @cached_property
     def objective(self) -> Objective:
-        return parse_objective(self.config.metric)
+        return parse_objective(self.config.metric, self.metrics)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a trial's validation measures."""
+        return (*METRICS, LPIPS) if self.config.distill.lpips else METRICS
 
     @cached_property
     def first_points(self) -> list[Values]:
@@ -87,8 +94,9 @@ class Sweep:
             return parent
         config = self.trial_config(trial_id, values)
         where = replace(config.tracking, uri=parent.uri)
+        inputs = parent.request.inputs  # every trial reads what the sweep does
         tags = {**parent.request.tags, "reddit.job": "distill", "reddit.trial": trial_id}
-        return tracking.plan_run(where, config.output, asdict(config), tags=tags, parent=parent)
+        return tracking.plan_run(where, config.output, asdict(config), tags=tags, inputs=inputs, parent=parent)
 
     def full_config(self, values: Mapping[str, Any]) -> DistillConfig:
         """What `--then-distill` runs: the values of a trial at full length."""

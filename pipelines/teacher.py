@@ -141,7 +141,8 @@ def train_teacher(config: TeacherConfig) -> Report:
     weights = storage.join(config.output, WEIGHTS)
     runs.record_config(config.output, config)
     if runs.finished(config.output, [WEIGHTS]):
-        return Report(title=f"The teacher is already trained: {weights}")
+        with runs.tracked_run(config.tracking, config.output, config, job="train_teacher", done=True):
+            return Report(title=f"The teacher is already trained: {weights}")
     stream = make_stream(config)
     with runs.tracked_run(config.tracking, config.output, config, job="train_teacher") as run:
         metrics = runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))

@@ -12,21 +12,33 @@ from pipelines import shards
 from pipelines.config_parts import CheckpointConfig
 from pipelines.pairs import decode_pair, split_shards
 from pipelines.records import to_images
+from pipelines.weights import load_lpips
+from reddit_core.lpips import Lpips
 from reddit_core.metrics import quality
 from reddit_core.sampler import enhance
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet
 
 GRID_IMAGES = 4
+# The perceptual distance, among the metrics only where a backbone is given.
+LPIPS = "lpips"
 SEED = 0
 
 
 @dataclass
 class ValidationImages:
-    """The first images of the validation split, cropped around their centre; loaded when first needed."""
+    """The first images of the validation split, cropped around their centre; loaded when first needed.
+
+    `lpips` is the URL of a backbone, or empty.
+    """
 
     pairs: str
     config: CheckpointConfig
+    lpips: str = ""
+
+    @cached_property
+    def distance(self) -> Lpips | None:
+        return load_lpips(self.lpips) if self.lpips else None
 
     @cached_property
     def images(self) -> Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -54,7 +66,11 @@ class ValidationImages:
             enhanced = enhance(unet, to_images(low[None], device), schedule, num_steps, SEED)
             enhanced_unit = ((enhanced + 1) / 2 * 255).round() / 255
             normal_unit = torch.tensor(normal[None], device=device).permute(0, 3, 1, 2).float() / 255
-            results.append({name: float(value) for name, value in quality(enhanced_unit, normal_unit).items()})
+            result = {name: float(value) for name, value in quality(enhanced_unit, normal_unit).items()}
+            if self.distance:
+                distance = self.distance.to(device)
+                result[LPIPS] = float(distance(enhanced_unit * 2 - 1, normal_unit * 2 - 1))
+            results.append(result)
             picture = (enhanced_unit[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             rows.append(np.concatenate([low, picture, normal], axis=1))
         means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}

@@ -1,9 +1,12 @@
 """Tracking against a real MLflow server over HTTP: runs found again, a server that goes and comes, models."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,22 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipelines import tracking
+from pipelines import runs as runs_module
+from pipelines import tracking, unsent
 from pipelines.config_parts import TrackingConfig
 from pipelines.model_card import ModelCard
-from pipelines.tracking import RunHandle, RunWriter
+from pipelines.tracking import InputData, RunHandle, RunWriter
+from pipelines.unsent import Point
 from reddit_core.sampler import enhance
 from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile, encode_unet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A job's settings."""
+
+    steps: int = 3
 
 
 @pytest.fixture
@@ -73,9 +85,9 @@ def test_a_planned_run_is_started_by_its_writer(server) -> None:
 
 
 def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
-    handle = tracking.open_run(config_of(server.uri, "files"), str(tmp_path / "run"), {})
-    for _ in range(2):
-        tracking.log_dataset(handle, "cache", "s3://bucket/cache/manifest.json", "0123456789abcdef")
+    data = InputData("cache", "s3://u:secret@bucket/cache/manifest.json", "0123456789abcdef")
+    for inputs in ([], [data], [data]):
+        handle = tracking.open_run(config_of(server.uri, "files"), str(tmp_path / "run"), {}, inputs=inputs)
     table = tmp_path / "table.csv"
     table.write_text("a,b\n")
     with RunWriter(handle) as writer:
@@ -85,8 +97,12 @@ def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
     client = MlflowClient(server.uri)
     assert [file.path for file in client.list_artifacts(handle.run_id, "reports")] == ["reports/table.csv"]
     assert any(file.path.endswith(".png") for file in client.list_artifacts(handle.run_id, "images"))
-    (entry,) = client.get_run(handle.run_id).inputs.dataset_inputs
+    run = client.get_run(handle.run_id)
+    (entry,) = run.inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("cache", "0123456789abcdef")
+    assert "secret" not in entry.dataset.source
+    assert run.data.tags["reddit.key.cache"] == "0123456789abcdef"
+    assert len(run.data.tags["reddit.code"]) == 12
 
 
 def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) -> None:
@@ -163,6 +179,46 @@ def test_the_embedded_store_is_made_where_the_driver_runs(tmp_path: Path, monkey
     assert tracking.default_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking.default_uri() == "http://127.0.0.1:1"
+
+
+def test_a_server_that_does_not_answer_costs_nothing_either(
+    server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    config = config_of(server.uri, "hanging")
+    early = tracking.open_run(config, str(tmp_path / "early"), {})
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    late = tracking.open_run(config, str(tmp_path / "late"), {"x": 1})
+    assert (late.run_id, time.monotonic() - started < 8) == ("", True)
+    started = time.monotonic()
+    writers = [RunWriter(handle) for handle in (early, late)]
+    for step in range(1000):
+        for writer in writers:
+            writer.metrics({"train/loss": float(step)}, step)
+    assert time.monotonic() - started < 1
+    os.killpg(server.process.pid, signal.SIGCONT)
+    for writer, handle in zip(writers, (early, late), strict=True):
+        writer.close(timeout_s=60)
+        tracking.close_run(handle, "FINISHED")
+    runs = {run.data.tags["reddit.run_name"]: run for run in runs_of(server.uri, "hanging")}
+    assert set(runs) == {str(tmp_path / name) for name in ("early", "late")}
+    assert {(run.info.status, run.data.metrics["train/loss"]) for run in runs.values()} == {("FINISHED", 999.0)}
+
+
+def test_a_run_that_is_done_is_only_sent_what_waits(server, tmp_path: Path) -> None:
+    config, output = config_of(server.uri, "done"), str(tmp_path / "run")
+    with runs_module.tracked_run(config, output, Settings(), job="distill") as handle:
+        pass
+    client = MlflowClient(server.uri)
+    first = client.get_run(handle.run_id)
+    unsent.save(output, [Point("train/loss", 0.5, 1, 7)], [])
+    with runs_module.tracked_run(config, output, Settings(), job="distill", done=True) as again:
+        assert again.run_id == handle.run_id
+    run = client.get_run(handle.run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", first.info.end_time)
+    assert run.data.metrics["train/loss"] == 0.5
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(server, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ LAYERS = ("reddit_core", "pipelines", "jobs")
 FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 # The science has no files, no environment, and runs wherever torch does.
 NOT_IN_THE_SCIENCE = {"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "os", "pathlib", "tyro", "torchvision"}
-SEAMS = {"mlflow": "pipelines/tracking.py", "fsspec": "pipelines/storage.py", "s3fs": "pipelines/storage.py"}
+# A file, or a folder whose modules share the work.
+SEAMS = {"mlflow": "pipelines/tracking/", "fsspec": "pipelines/storage.py", "s3fs": "pipelines/storage.py"}
 
 
 def imported(source: str) -> Iterator[str]:
@@ -52,6 +53,6 @@ def test_the_science_knows_neither_cluster_nor_files_nor_environment(path: Path)
 
 
 @pytest.mark.parametrize("package", SEAMS)
-def test_each_seam_is_in_one_module(package: str) -> None:
-    users = {name_of(path) for path in FILES if package in packages(path)}
-    assert users <= {SEAMS[package]}
+def test_each_seam_is_in_one_place(package: str) -> None:
+    users = [name_of(path) for path in FILES if package in packages(path)]
+    assert [user for user in users if not user.startswith(SEAMS[package])] == []

@@ -1,6 +1,7 @@
 """The text of a sweep's space, points and metric, and what is refused."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -119,6 +120,14 @@ def test_objectives_are_sums_of_metrics() -> None:
     assert parse_objective("1e-1*psnr+ssim")(metrics) == 2.5
     assert parse_objective("psnr_gt_mean")(metrics) is None
     assert parse_objective("psnr")({"psnr": float("nan")}) is None
+
+
+def test_lpips_counts_where_a_backbone_is_given() -> None:
+    sweep = Sweep(TuneConfig(distill=replace(BASE, lpips="/vgg.pth"), output="/s", metric="psnr-10*lpips"))
+    assert sweep.objective({"psnr": 20.0, "lpips": 0.5}) == 15
+    assert sweep.objective({"psnr": 20.0}) is None
+    with pytest.raises(ValueError, match=r"lpips needs --distill\.lpips URL"):
+        assert Sweep(TuneConfig(distill=BASE, output="/s", metric="psnr-10*lpips")).objective
 
 
 @pytest.mark.parametrize("text", ["", "loss", "psnr ssim", "psnr +", "2*", "psnr*2", "psnr - 3*lpips"])

@@ -1,16 +1,16 @@
 """Sweeps on tiny data through real Ray, tracked by a real MLflow server; with everything killed once."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -21,78 +21,14 @@ from PIL import Image
 from jobs.cli import Sources, parse
 from jobs.distill import JOB
 from pipelines import distillation, tracking
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.pairs import ingest
+from pipelines.config import TuneConfig
+from pipelines.config_parts import TrackingConfig
 from pipelines.search import plan_tune, tune
-from pipelines.trajectories import precompute
-from pipelines.weights import load_unet, save_unet
-from reddit_core.degrade import DegradeConfig, degrade
-from reddit_core.unet import UNet, UNetConfig
-from reddit_core.weights import UNetFile
+from reddit_core.unet import UNet
 
-ROOT = Path(__file__).parents[2]
-SEGMENT = SegmentConfig(crop=16, crops=4)
-ONE_THREAD = ComputeConfig(threads=1)
+ROOT = Path(__file__).parents[3]
 SPACE = ("refine_weight=uniform(0,1)", "optim.learning_rate=loguniform(1e-7,1e-2)")
 JOB_TIMEOUT_S = 600
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What ingest and precompute left, and an untrained teacher."""
-
-    root: Path
-
-    def distillation(self, **changes: object) -> DistillConfig:
-        config = DistillConfig(
-            cache=str(self.root / "cache"),
-            teacher=str(self.root / "teacher.safetensors"),
-            pairs=str(self.root / "pairs"),
-            output=str(self.root / "best"),
-            stages=(4,),
-            segment=SEGMENT,
-            refine_weight=0.4,
-            optim=OptimConfig(steps=6, batch_size=4, warmup_steps=1, ema_decay=0.5, learning_rate=1e-3),
-            compute=ONE_THREAD,
-            checkpoint=CheckpointConfig(every=2, validate_every=2, validation_images=1, validation_crop=32),
-        )
-        return replace(config, **changes)
-
-
-@pytest.fixture(scope="module")
-def inputs(
-    ray_cluster: None,
-    tmp_path_factory: pytest.TempPathFactory,
-    photographs: Mapping[str, np.ndarray],
-) -> Inputs:
-    root = tmp_path_factory.mktemp("tune")
-    rng = np.random.default_rng(0)
-    for side in ("low", "high"):
-        (root / "LOLv1" / "our485" / side).mkdir(parents=True)
-    for number, photograph in enumerate(photographs.values()):
-        normal = photograph[:48, :64]
-        Image.fromarray(normal).save(root / "LOLv1" / "our485" / "high" / f"{number}.png")
-        low = degrade(normal, DegradeConfig(), rng)
-        Image.fromarray(low).save(root / "LOLv1" / "our485" / "low" / f"{number}.png")
-    ingest(IngestConfig(source=str(root / "LOLv1"), output=str(root / "pairs"), validation_share=0.3))
-    torch.manual_seed(0)
-    unet = UNet(UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4))
-    made = Inputs(root)
-    config = made.distillation()
-    save_unet(config.teacher, UNetFile(unet=unet))
-    precompute(
-        PrecomputeConfig(
-            pairs=config.pairs,
-            teacher=config.teacher,
-            output=config.cache,
-            stages=(4,),
-            segment=SEGMENT,
-            batch_size=4,
-            compute=ONE_THREAD,
-        )
-    )
-    return made
 
 
 def runs_by_name(uri: str, experiment: str) -> dict[str, Run]:
@@ -103,8 +39,8 @@ def runs_by_name(uri: str, experiment: str) -> dict[str, Run]:
     return by_name
 
 
-def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs: Inputs, mlflow_server) -> None:
-    track = TrackingConfig(uri=mlflow_server.uri, experiment="sweep", model="swept-student")
+def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs, mlflow_server) -> None:
+    track = TrackingConfig(uri=mlflow_server.uri, experiment="sweep", model="swept-student", licence="CC BY 4.0")
     output = inputs.root / "sweep"
     config = TuneConfig(
         distill=inputs.distillation(tracking=track),
@@ -144,6 +80,7 @@ def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs: 
         assert child.info.status == "FINISHED"
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["reddit.outcome"] == "finished"
+        assert {entry.dataset.name for entry in child.inputs.dataset_inputs} == {"pairs", "trajectories-4"}
         assert child.data.params["refine_weight"] == str(row["refine_weight"])
         assert child.data.metrics["validation/psnr"] == pytest.approx(row["psnr"])
 
@@ -155,40 +92,56 @@ def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs: 
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"pairs", "trajectories-4"}
     (version,) = MlflowClient(mlflow_server.uri).search_model_versions("name = 'swept-student'")
     assert version.run_id == run.info.run_id
-    assert "layout lolv1" in version.description
+    assert all(fact in version.description for fact in ("layout lolv1", "licence of the data: CC BY 4.0"))
 
+    # As if the server had been away when a trial ended: running the done sweep again tells it.
+    client = MlflowClient(mlflow_server.uri)
+    child = runs[f"{output}/trials/{rows[0]['trial']}"]
+    client.update_run(child.info.run_id, status="RUNNING")
     again = tune(config)
     assert "already done" in again.title
     assert again.rows == report.rows
+    assert client.get_run(child.info.run_id).info.status == "FINISHED"
     with pytest.raises(ValueError, match="trials is 2, asked for 5"):
         tune(replace(config, trials=5))
 
 
-def test_stopping_early_needs_the_state_api(inputs: Inputs) -> None:
+def test_stopping_early_needs_the_state_api(inputs) -> None:
     """Ray Train takes a stopped trial's workers back only with it, and the cluster of these tests is without."""
     base = inputs.distillation(tracking=TrackingConfig(enabled=False))
     with pytest.raises(ValueError, match=r"no dashboard.*--no-asha"):
         tune(TuneConfig(distill=base, output=str(inputs.root / "asha"), space=SPACE))
 
 
-def test_no_trial_runs_the_teacher(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a trial does with a batch from the cache, when its teacher would fail at every evaluation."""
+def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a trial keeps, and does with a batch from the cache: the student, which starts from its weights, is all."""
     config = inputs.distillation()
-    objective = distillation.make_loop(config, tracking.OFF).objective
-    student = objective.begin(0, torch.device("cpu"))
-    teacher = load_unet(config.teacher).unet
+    loop = distillation.make_loop(config, tracking.OFF)
+    gc.collect()
+    before = [one for one in gc.get_objects() if isinstance(one, UNet)]
+    student = loop.objective.begin(0, torch.device("cpu"))
+    gc.collect()
+    held = [one for one in gc.get_objects() if isinstance(one, UNet) and all(one is not old for old in before)]
+    assert held == [student]
+    assert loop.objective.teacher is None
 
-    def only_the_student(self: UNet, *_: object) -> torch.Tensor:
-        assert self is student, "the teacher was evaluated"
-        return torch.zeros_like(_[0])
+    evaluated: list[UNet] = []
 
-    monkeypatch.setattr(UNet, "forward", only_the_student)
-    with pytest.raises(AssertionError, match="the teacher was evaluated"):
-        teacher(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16), torch.ones(1))
-    stage = distillation.make_stream(config).stages[0]
-    batch = stage.load(stage.order.records(0, 4))
-    terms = objective.terms(student, batch, torch.Generator(), torch.device("cpu"))
-    assert torch.isfinite(terms["loss"]).all()
+    def watched(self: UNet, z: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        evaluated.append(self)
+        return torch.zeros_like(z)
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    for trajectories, networks in (("cache", 1), ("online", 3)):
+        setting = replace(config, trajectories=trajectories)
+        objective = distillation.make_loop(setting, tracking.OFF).objective
+        student = objective.begin(0, torch.device("cpu"))
+        stage = distillation.make_stream(setting).stages[0]
+        batch = stage.load(stage.order.records(0, 4))
+        evaluated.clear()
+        terms = objective.terms(student, batch, torch.Generator(), torch.device("cpu"))
+        assert torch.isfinite(terms["loss"]).all()
+        assert (len(evaluated), evaluated.count(student)) == (networks, 1)
 
 
 def start_job(config: TuneConfig, log: Path) -> subprocess.Popen[bytes]:
@@ -224,7 +177,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs: Inputs, mlflow_server) -> None:
+def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_server) -> None:
     track = TrackingConfig(uri=mlflow_server.uri, experiment="killed-sweep")
     optim = replace(inputs.distillation().optim, steps=40)
     output = inputs.root / "killed"

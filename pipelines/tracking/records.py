@@ -1,0 +1,99 @@
+"""The record of a run on the tracking server: found by its key, or else created; never twice."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipelines.config_parts import require
+from pipelines.redaction import redact
+from pipelines.run_handle import InputData, RunHandle, RunRequest, embedded_store
+
+RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
+DATASET_TAG = "mlflow.data.context"
+# Of what is read, `reddit.key.NAME`: the key of a cache, by which runs can be searched for.
+INPUT_KEY_TAG = "reddit.key"
+ITEMS_PER_BATCH = 100
+DIGEST_LENGTH = 36  # what MLflow keeps of one
+
+
+def ensure_run(client: MlflowClient, handle: RunHandle, *, resume: bool = True) -> str:
+    """The id of the handle's run, which is found and (`resume`) continued, or else created."""
+    if handle.run_id or handle.request is None:
+        return handle.run_id
+    request = handle.request
+    experiment_id = _ensure_experiment(client, handle.uri, request.experiment)
+    if found := _runs_of(client, experiment_id, request):
+        return _continue_run(client, found[0], request) if resume else str(found[0].info.run_id)
+    tags = {**_tags_of(request), RUN_NAME_TAG: redact(request.name), RUN_KEY_TAG: request.key}
+    if request.parent is not None and (parent_id := ensure_run(client, request.parent)):
+        tags[PARENT_TAG] = parent_id
+    shown_name = "/".join(redact(request.name).rstrip("/").split("/")[-2:])
+    run_id: str = client.create_run(experiment_id, tags=tags, run_name=shown_name).info.run_id
+    first = _runs_of(client, experiment_id, request)[0]
+    if first.info.run_id != run_id:  # somebody else created it at the same moment; all agree on the first
+        client.delete_run(run_id)
+        return _continue_run(client, first, request)
+    _log_params(client, run_id, request.params)
+    _log_inputs(client, run_id, request.inputs)
+    return run_id
+
+
+def _runs_of(client: MlflowClient, experiment_id: str, request: RunRequest) -> Sequence[Run]:
+    order = ["attributes.start_time", "attributes.run_id"]
+    return client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{request.key}'", max_results=2, order_by=order)
+
+
+def _continue_run(client: MlflowClient, run: Run, request: RunRequest) -> str:
+    run_id: str = run.info.run_id
+    client.update_run(run_id, status="RUNNING")
+    known = run.data.params
+    _log_params(client, run_id, {name: value for name, value in request.params.items() if name not in known})
+    changed = {name: value for name, value in request.params.items() if known.get(name, value) != value}
+    tags = {**_tags_of(request), **{f"changed.{name}": value for name, value in changed.items()}}
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()][:ITEMS_PER_BATCH])
+    seen = {(entry.dataset.name, entry.dataset.digest) for entry in (run.inputs.dataset_inputs if run.inputs else ())}
+    _log_inputs(client, run_id, [data for data in request.inputs if (data.name, data.key[:DIGEST_LENGTH]) not in seen])
+    return run_id
+
+
+def _tags_of(request: RunRequest) -> dict[str, str]:
+    return {**request.tags, **{f"{INPUT_KEY_TAG}.{data.name}": data.key for data in request.inputs}}
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    items = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(items), ITEMS_PER_BATCH):
+        client.log_batch(run_id, params=items[start : start + ITEMS_PER_BATCH])
+
+
+def _log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[InputData]) -> None:
+    if inputs:
+        client.log_inputs(run_id, [_dataset_of(data) for data in inputs])
+
+
+def _dataset_of(data: InputData) -> DatasetInput:
+    source = json.dumps({"url": redact(data.url)})
+    dataset = Dataset(name=data.name, digest=data.key[:DIGEST_LENGTH], source_type="url", source=source)
+    return DatasetInput(dataset, [InputTag(DATASET_TAG, data.name)])
+
+
+def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # A server knows where artifacts go; the embedded store keeps them beside itself.
+        store = embedded_store(uri)
+        location = (store.parent / "mlartifacts" / name).as_uri() if store is not None else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process was quicker, or there is a real reason that comes again below
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    require(
+        experiment.lifecycle_stage == "active",
+        f"the MLflow experiment {name!r} was deleted; restore it there, or name another with --tracking.experiment",
+    )
+    return str(experiment.experiment_id)

@@ -1,0 +1,104 @@
+"""Writing to a run: metrics, images, files and the machine's load."""
+
+import contextlib
+import logging
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from pipelines import unsent
+from pipelines.redaction import redact
+from pipelines.run_handle import RunHandle
+from pipelines.tracking.connection import connect, reaching
+from pipelines.tracking.records import ensure_run
+from pipelines.unsent import File, Point
+from pipelines.writer import METRICS_PER_BATCH, BufferedWriter
+
+MONITORS: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor)
+
+logger = logging.getLogger(__name__)
+
+
+def send_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points], synchronous=True)
+
+
+def send_file(client: MlflowClient, run_id: str, file: File) -> None:
+    if file.pixels is not None:
+        client.log_image(run_id, file.pixels, key=file.name, step=file.step, synchronous=True)
+    else:
+        client.log_artifact(run_id, str(file.path), file.name or None)
+
+
+def send_unsent(client: MlflowClient, run_id: str, output: str) -> None:
+    """Sends what waits beside a run's output."""
+    with tempfile.TemporaryDirectory(prefix="reddit-unsent-") as scratch:
+        for parcel in unsent.parcels(output, Path(scratch)):
+            for start in range(0, len(parcel.points), METRICS_PER_BATCH):
+                send_points(client, run_id, parcel.points[start : start + METRICS_PER_BATCH])
+            for file in parcel.files:
+                send_file(client, run_id, file)
+            unsent.delete(parcel)
+
+
+class RunLink:
+    """The way to one run, for a `BufferedWriter`; connects when it is first used, so not in the caller's time."""
+
+    def __init__(self, handle: RunHandle) -> None:
+        self.where = redact(handle.uri)
+        self._handle = handle
+        self._run_id = ""
+        self._client: MlflowClient | None = None
+        self._connecting = threading.Lock()
+        self._monitors: list[Any] = []
+        for monitor in MONITORS:
+            with contextlib.suppress(RuntimeError):  # a monitor's word for "no GPU on this machine"
+                self._monitors.append(monitor())
+
+    def _reach(self) -> tuple[MlflowClient, str]:
+        """The client and the run's id; the run is started here if the driver could not."""
+        with self._connecting:
+            if self._client is None:
+                self._client = connect(self._handle.uri)
+            self._run_id = self._run_id or ensure_run(self._client, self._handle)
+            return self._client, self._run_id
+
+    def send_metrics(self, points: Sequence[Point]) -> None:
+        with reaching(self._handle.uri):
+            send_points(*self._reach(), points)
+
+    def send_file(self, file: File) -> None:
+        with reaching(self._handle.uri):
+            send_file(*self._reach(), file)
+
+    def keep(self, points: Sequence[Point], files: Sequence[File]) -> None:
+        assert self._handle.request is not None
+        try:
+            unsent.save(self._handle.request.name, points, files)
+        except (OSError, ValueError) as error:
+            logger.warning("they could not be kept at %s either (%s)", redact(self._handle.request.name), error)
+
+    def read_load(self) -> dict[str, float]:
+        """`system/...`, the names under which MLflow's own monitors log."""
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        return values
+
+
+class RunWriter(BufferedWriter):
+    """Writes to the run of a handle from wherever things are measured; see `BufferedWriter` for what it promises."""
+
+    def __init__(self, handle: RunHandle) -> None:
+        super().__init__(RunLink(handle) if handle.request is not None else None)
