@@ -18,7 +18,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
-from pipelines import cluster, presets, reporting
+from pipelines import cluster, reporting
+from pipelines.config import presets
 from pipelines.redaction import redact
 from pipelines.reporting import Report
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from jobs import distill, evaluate, ingest, precompute, train_teacher
 from jobs.cli import Job, main
 from pipelines import storage
-from pipelines.photographs import write_photographs
-from pipelines.teacher import WEIGHTS
+from pipelines.pairs.photographs import write_photographs
+from pipelines.training.teacher import WEIGHTS
 
 SHIPPED_TEACHER = "weights/demo-teacher.safetensors"
 STEPS = (8, 4, 2)

@@ -1,8 +1,8 @@
 """Enhance a photograph, a folder or a bucket of them."""
 
 from jobs.cli import Job, main
-from pipelines.config_use import EnhanceConfig
-from pipelines.enhancement import enhance, plan_enhance
+from pipelines.config.use import EnhanceConfig
+from pipelines.enhancement.enhance import enhance, plan_enhance
 
 JOB = Job("enhance", EnhanceConfig, plan_enhance, enhance)
 

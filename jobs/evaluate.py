@@ -1,8 +1,8 @@
 """Measure weights on a split of the pairs."""
 
 from jobs.cli import Job, main
-from pipelines.config_use import EvaluateConfig
-from pipelines.evaluation import evaluate, plan_evaluate
+from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation.evaluate import evaluate, plan_evaluate
 
 JOB = Job("evaluate", EvaluateConfig, plan_evaluate, evaluate)
 

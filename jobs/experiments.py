@@ -1,8 +1,8 @@
 """Run one of the paper's experiments, from the trajectory cache to a report."""
 
 from jobs.cli import Job, main
-from pipelines.config_experiments import ExperimentConfig
-from pipelines.experiments import experiment, plan_experiment
+from pipelines.config.experiments import ExperimentConfig
+from pipelines.evaluation.experiments import experiment, plan_experiment
 
 JOB = Job("experiments", ExperimentConfig, plan_experiment, experiment)
 

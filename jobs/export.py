@@ -1,8 +1,8 @@
 """Export a student with its sampler to ONNX and torch.export."""
 
 from jobs.cli import Job, main
-from pipelines.config_use import ExportConfig
-from pipelines.exporting import export, plan_export
+from pipelines.config.use import ExportConfig
+from pipelines.enhancement.exporting import export, plan_export
 
 JOB = Job("export", ExportConfig, plan_export, export)
 

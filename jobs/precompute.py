@@ -1,8 +1,8 @@
 """Run the teacher once over the pairs and cache its trajectories."""
 
 from jobs.cli import Job, main
-from pipelines.config import PrecomputeConfig
-from pipelines.trajectories import plan_precompute, precompute
+from pipelines.config.jobs import PrecomputeConfig
+from pipelines.trajectories.precompute import plan_precompute, precompute
 
 JOB = Job("precompute", PrecomputeConfig, plan_precompute, precompute)
 

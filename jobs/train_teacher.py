@@ -1,8 +1,8 @@
 """Train the many-step diffusion teacher on pair shards."""
 
 from jobs.cli import Job, main
-from pipelines.config import TeacherConfig
-from pipelines.teacher import plan_train_teacher, train_teacher
+from pipelines.config.jobs import TeacherConfig
+from pipelines.training.teacher import plan_train_teacher, train_teacher
 
 JOB = Job("train_teacher", TeacherConfig, plan_train_teacher, train_teacher)
 

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from pipelines import QUIET, storage
-from pipelines.config_parts import ComputeConfig, urls_of
+from pipelines.config.parts import ComputeConfig, urls_of
 
 MIN_LOGICAL_CPUS = 4
 

@@ -5,7 +5,7 @@ driver) writes to them by run id through a `RunWriter`. A tracking server that i
 never an exception nor training time; what could be delivered later is.
 """
 
-from pipelines.run_handle import OFF, InputData, RunHandle, default_uri
+from pipelines.delivery.run_handle import OFF, InputData, RunHandle, default_uri
 from pipelines.tracking.driving import Status, close_run, end_run, open_run, plan_run
 from pipelines.tracking.models import register_student
 from pipelines.tracking.writing import RunWriter

@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.outbox import RefusedError, UnavailableError
+from pipelines.delivery.outbox import RefusedError, UnavailableError
+from pipelines.delivery.run_handle import embedded_store
 from pipelines.redaction import redact
-from pipelines.run_handle import embedded_store
 
 # MLflow retries for minutes by default; here outboxes do that, and drivers do not wait. The user's own settings win.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -10,10 +10,10 @@ from mlflow.entities import RunTag
 from mlflow.tracking.context import registry as context_registry
 
 from pipelines.code_version import code_digest
-from pipelines.config_parts import TrackingConfig
-from pipelines.outbox import RefusedError, UnavailableError
+from pipelines.config.parts import TrackingConfig
+from pipelines.delivery.outbox import RefusedError, UnavailableError
+from pipelines.delivery.run_handle import OFF, InputData, RunHandle, RunRequest, default_uri, resolve_uri
 from pipelines.redaction import flatten, redact
-from pipelines.run_handle import OFF, InputData, RunHandle, RunRequest, default_uri, resolve_uri
 from pipelines.tracking.connection import connect, if_reached, reaching
 from pipelines.tracking.records import ensure_run
 from pipelines.tracking.writing import send_unsent

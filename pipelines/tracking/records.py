@@ -7,9 +7,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.config_parts import require
+from pipelines.config.parts import require
+from pipelines.delivery.run_handle import InputData, RunHandle, RunRequest, embedded_store
 from pipelines.redaction import redact
-from pipelines.run_handle import InputData, RunHandle, RunRequest, embedded_store
 
 RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
 DATASET_TAG = "mlflow.data.context"

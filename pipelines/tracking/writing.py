@@ -15,13 +15,13 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-from pipelines import unsent
+from pipelines.delivery import unsent
+from pipelines.delivery.run_handle import RunHandle
+from pipelines.delivery.unsent import File, Point
+from pipelines.delivery.writer import METRICS_PER_BATCH, BufferedWriter
 from pipelines.redaction import redact
-from pipelines.run_handle import RunHandle
 from pipelines.tracking.connection import connect, reaching
 from pipelines.tracking.records import ensure_run
-from pipelines.unsent import File, Point
-from pipelines.writer import METRICS_PER_BATCH, BufferedWriter
 
 MONITORS: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor)
 

@@ -34,13 +34,13 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.config import DistillConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
-from pipelines.distillation import DistillObjective
-from pipelines.records import to_images
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
+from pipelines.delivery.run_handle import OFF
 from pipelines.reporting import Report, show
-from pipelines.run_handle import OFF
-from pipelines.training import Loop, Worker
+from pipelines.training.distillation import DistillObjective
+from pipelines.training.loop import Loop, Worker
+from pipelines.trajectories.records import to_images
 from pipelines.weights import save_unet
 from reddit_core.retinex import ReflectanceConfig, reflectance
 from reddit_core.schedule import NoiseSchedule

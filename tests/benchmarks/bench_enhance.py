@@ -19,7 +19,7 @@ import tyro
 from measuring import DeviceName, pick_device
 from rich.console import Console
 
-from pipelines.config_parts import Precision
+from pipelines.config.parts import Precision
 from pipelines.reporting import Report, show
 from pipelines.weights import load_unet
 from reddit_core.sampler import seeded_noise

@@ -23,9 +23,9 @@ import tyro
 from PIL import Image
 
 from pipelines import cluster, images, storage
-from pipelines.config import IngestConfig, Layout
-from pipelines.layouts import list_pairs
-from pipelines.pairs import ingest
+from pipelines.config.jobs import IngestConfig, Layout
+from pipelines.pairs.ingest import ingest
+from pipelines.pairs.layouts import list_pairs
 from reddit_core.degrade import DegradeConfig, degrade
 
 TARGET = 0.9

@@ -22,11 +22,11 @@ from measuring import DeviceName, Size, facts_about, pick_device, size_for
 from rich.console import Console
 
 from pipelines import cluster, shards
-from pipelines.config import PrecomputeConfig
-from pipelines.config_parts import ComputeConfig, Precision, SegmentConfig
-from pipelines.records import load_records, plan_shards, records_table
+from pipelines.config.jobs import PrecomputeConfig
+from pipelines.config.parts import ComputeConfig, Precision, SegmentConfig
 from pipelines.reporting import Report, show
-from pipelines.trajectories import TeacherActor, precompute
+from pipelines.trajectories.precompute import TeacherActor, precompute
+from pipelines.trajectories.records import load_records, plan_shards, records_table
 from reddit_core.schedule import NoiseSchedule
 
 TARGET = 0.95

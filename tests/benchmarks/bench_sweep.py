@@ -18,15 +18,16 @@ from pathlib import Path
 import torch
 import tyro
 
-from pipelines import cluster, distillation
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.pairs import ingest
-from pipelines.photographs import write_photographs
-from pipelines.search import tune
+from pipelines import cluster
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.pairs.photographs import write_photographs
+from pipelines.search.tune import tune
 from pipelines.tracking import OFF
-from pipelines.training import autocast
-from pipelines.trajectories import precompute, teacher_targets
+from pipelines.training import distillation
+from pipelines.training.loop import autocast
+from pipelines.trajectories.precompute import precompute, teacher_targets
 from pipelines.weights import load_unet
 
 TARGET = 1.4

@@ -25,9 +25,9 @@ from measuring import Cost, DeviceName, Size, facts_about, pick_device, size_for
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipelines import cluster, runs, storage
-from pipelines.config import DistillConfig, PrecomputeConfig
-from pipelines.config_parts import (
+from pipelines import cluster, storage
+from pipelines.config.jobs import DistillConfig, PrecomputeConfig
+from pipelines.config.parts import (
     CheckpointConfig,
     ComputeConfig,
     OptimConfig,
@@ -35,11 +35,12 @@ from pipelines.config_parts import (
     SegmentConfig,
     TrackingConfig,
 )
-from pipelines.distillation import DistillObjective, make_loop, make_stream
+from pipelines.delivery.run_handle import OFF
 from pipelines.reporting import Report, show
-from pipelines.run_handle import OFF
-from pipelines.training import Batch, Network, Worker
-from pipelines.trajectories import precompute
+from pipelines.training import runs
+from pipelines.training.distillation import DistillObjective, make_loop, make_stream
+from pipelines.training.loop import Batch, Network, Worker
+from pipelines.trajectories.precompute import precompute
 from reddit_core.unet import UNet
 
 RAY_TARGET, TWO_TARGET = 0.95, 0.9

@@ -13,11 +13,11 @@ import tyro
 
 from pipelines import reporting, storage
 from pipelines.cluster import start_ray
-from pipelines.config import DistillConfig, PrecomputeConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.distillation import distill
+from pipelines.config.jobs import DistillConfig, PrecomputeConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
 from pipelines.reporting import Report, Row
-from pipelines.trajectories import precompute
+from pipelines.training.distillation import distill
+from pipelines.trajectories.precompute import precompute
 from reddit_core.retinex import ReflectanceConfig
 
 FIGURES = ("psnr", "psnr_gt_mean", "ssim", "sharpness")

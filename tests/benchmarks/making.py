@@ -6,8 +6,8 @@ import numpy as np
 from measuring import Size, make_unet
 from PIL import Image
 
-from pipelines.config import IngestConfig
-from pipelines.pairs import ingest
+from pipelines.config.jobs import IngestConfig
+from pipelines.pairs.ingest import ingest
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import UNetFile

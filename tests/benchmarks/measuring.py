@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from pipelines.presets import LOL_CPU_UNET, PAPER_UNET
+from pipelines.config.presets import LOL_CPU_UNET, PAPER_UNET
 from pipelines.reporting import Row
 from reddit_core.unet import UNet, UNetConfig
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig
-from pipelines.config_parts import (
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
+from pipelines.config.parts import (
     CheckpointConfig,
     ComputeConfig,
     OptimConfig,
@@ -17,9 +17,9 @@ from pipelines.config_parts import (
     SegmentConfig,
     TrackingConfig,
 )
-from pipelines.distillation import distill
-from pipelines.pairs import ingest
-from pipelines.trajectories import precompute
+from pipelines.pairs.ingest import ingest
+from pipelines.training.distillation import distill
+from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_unet, save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig

@@ -7,14 +7,14 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from pipelines import checkpoints
-from pipelines.checkpoints import TrainState
-from pipelines.config import DistillConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
-from pipelines.distillation import DistillObjective
-from pipelines.run_handle import OFF
-from pipelines.training import Batch, Loop, Worker
-from pipelines.trajectories import teacher_targets
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
+from pipelines.delivery.run_handle import OFF
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import TrainState
+from pipelines.training.distillation import DistillObjective
+from pipelines.training.loop import Batch, Loop, Worker
+from pipelines.trajectories.precompute import teacher_targets
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet

@@ -13,9 +13,9 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines.config import PrecomputeConfig
-from pipelines.config_parts import ComputeConfig, SegmentConfig
-from pipelines.trajectories import precompute
+from pipelines.config.jobs import PrecomputeConfig
+from pipelines.config.parts import ComputeConfig, SegmentConfig
+from pipelines.trajectories.precompute import precompute
 
 
 def holds_the_teacher(raylet: int) -> bool:

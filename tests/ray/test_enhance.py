@@ -18,10 +18,10 @@ from PIL import Image, ImageCms
 from jobs.cli import main
 from jobs.enhance import JOB
 from pipelines import storage
-from pipelines.config_parts import ComputeConfig
-from pipelines.config_use import EnhanceConfig
-from pipelines.enhancement import enhance, plan_enhance
-from pipelines.photo_files import read_photograph
+from pipelines.config.parts import ComputeConfig
+from pipelines.config.use import EnhanceConfig
+from pipelines.enhancement.enhance import enhance, plan_enhance
+from pipelines.enhancement.photo_files import read_photograph
 from pipelines.weights import load_unet, save_unet
 from reddit_core.sampler import enhance as enhance_untiled
 from reddit_core.unet import UNet

@@ -15,11 +15,11 @@ from skimage.metrics import peak_signal_noise_ratio
 from jobs.cli import main
 from jobs.evaluate import JOB
 from pipelines import shards, storage
-from pipelines.config_parts import ComputeConfig, TrackingConfig
-from pipelines.config_use import EvaluateConfig
-from pipelines.evaluation import Judgement, bootstrap, evaluate, find_cases, plan_evaluate
+from pipelines.config.parts import ComputeConfig, TrackingConfig
+from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation.evaluate import Judgement, bootstrap, evaluate, find_cases, plan_evaluate
+from pipelines.evaluation.judging import MOST_PSNR, ImageRef, Judge, Method, part_url
 from pipelines.images import encode_png
-from pipelines.judging import MOST_PSNR, ImageRef, Judge, Method, part_url
 from pipelines.shards import PAIR_SCHEMA, Manifest
 from pipelines.weights import save_unet
 from reddit_core.unet import UNet
@@ -116,15 +116,15 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
 def test_what_an_interrupted_evaluation_judged_is_not_judged_again(
     config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import evaluation  # noqa: PLC0415 - the module itself, to stop it half-way
+    from pipelines.evaluation import evaluate  # noqa: PLC0415 - the module itself, to stop it half-way
 
-    whole = evaluation.judge_missing
+    whole = evaluate.judge_missing
 
     def half(config: EvaluateConfig, images: list[ImageRef], parts: str) -> None:
         whole(config, images[:2], parts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "judge_missing", half)
+    monkeypatch.setattr(evaluate, "judge_missing", half)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     monkeypatch.undo()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig
-from pipelines.config_experiments import ExperimentConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.experiments import experiment, plan_experiment
-from pipelines.pairs import ingest
-from pipelines.trajectories import precompute
+from pipelines.config.experiments import ExperimentConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.evaluation.experiments import experiment, plan_experiment
+from pipelines.pairs.ingest import ingest
+from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet

@@ -12,10 +12,10 @@ import psutil
 import pytest
 import torch
 
-from pipelines.config import IngestConfig, TeacherConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
-from pipelines.pairs import ingest
-from pipelines.teacher import train_teacher
+from pipelines.config.jobs import IngestConfig, TeacherConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.training.teacher import train_teacher
 from pipelines.weights import load_unet
 from reddit_core.unet import UNetConfig
 

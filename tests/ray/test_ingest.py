@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import shards
-from pipelines.config import IngestConfig
-from pipelines.pair_index import IndexRow, read_index
-from pipelines.pairs import decode_pair, duplicates_between, ingest, plan_ingest, read_pairs, split_shards
+from pipelines.config.jobs import IngestConfig
+from pipelines.pairs.index import IndexRow, read_index
+from pipelines.pairs.ingest import decode_pair, duplicates_between, ingest, plan_ingest, read_pairs, split_shards
 from pipelines.shards import Manifest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -12,11 +12,12 @@ import psutil
 import pytest
 import torch
 
-from pipelines import shards, trajectories
-from pipelines.config import IngestConfig, PrecomputeConfig
-from pipelines.config_parts import ComputeConfig, SegmentConfig
-from pipelines.pairs import ingest
-from pipelines.trajectories import precompute
+from pipelines import shards
+from pipelines.config.jobs import IngestConfig, PrecomputeConfig
+from pipelines.config.parts import ComputeConfig, SegmentConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.trajectories import precompute as precompute_module
+from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig
@@ -98,7 +99,7 @@ def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: P
 def test_several_rounds_make_the_same_shards(
     whole: PrecomputeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trajectories, "SHARDS_PER_ROUND", 15)
+    monkeypatch.setattr(precompute_module, "SHARDS_PER_ROUND", 15)
     config = replace(whole, output=str(tmp_path / "cache"))
     precompute(config)
     check_same(config, whole)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.config import IngestConfig, PrecomputeConfig
-from pipelines.config_parts import ComputeConfig, SegmentConfig
-from pipelines.pairs import ingest
-from pipelines.trajectories import precompute
+from pipelines.config.jobs import IngestConfig, PrecomputeConfig
+from pipelines.config.parts import ComputeConfig, SegmentConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_unet, save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet

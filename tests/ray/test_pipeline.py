@@ -14,15 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import caches, shards
-from pipelines.caches import find_cache
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.distillation import distill, make_stream, sha256_of
-from pipelines.pairs import ingest
-from pipelines.stream import make_dataset
-from pipelines.teacher import train_teacher
-from pipelines.trajectories import plan_precompute, precompute, teacher_targets
+from pipelines import shards
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.training.distillation import distill, make_stream, sha256_of
+from pipelines.training.stream import make_dataset
+from pipelines.training.teacher import train_teacher
+from pipelines.trajectories import caches
+from pipelines.trajectories.caches import find_cache
+from pipelines.trajectories.precompute import plan_precompute, precompute, teacher_targets
 from pipelines.weights import load_unet
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.unet import UNetConfig

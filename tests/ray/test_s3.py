@@ -9,12 +9,12 @@ import pytest
 import ray
 import torch
 
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.distillation import distill
-from pipelines.pairs import ingest
-from pipelines.teacher import train_teacher
-from pipelines.trajectories import precompute
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.training.distillation import distill
+from pipelines.training.teacher import train_teacher
+from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_unet, save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig

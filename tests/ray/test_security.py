@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from pipelines import shards
-from pipelines.config import IngestConfig
-from pipelines.pairs import ingest, read_pairs
+from pipelines.config.jobs import IngestConfig
+from pipelines.pairs.ingest import ingest, read_pairs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipelines import runs as runs_module
-from pipelines import tracking, unsent
-from pipelines.config_parts import TrackingConfig
-from pipelines.model_card import ModelCard
+from pipelines import tracking
+from pipelines.config.parts import TrackingConfig
+from pipelines.delivery import unsent
+from pipelines.delivery.unsent import Point
+from pipelines.students.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle, RunWriter
-from pipelines.unsent import Point
+from pipelines.training import runs as runs_module
 from reddit_core.sampler import enhance
 from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile, encode_unet

@@ -13,9 +13,9 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines import runs, teacher
-from pipelines.config import TeacherConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.config.jobs import TeacherConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.training import runs, teacher
 from reddit_core.unet import UNetConfig
 
 STEPS = {"fixed": 200, "elastic": 1500}

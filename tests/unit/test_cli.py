@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse, take_sources
-from pipelines import config, config_experiments, config_use, presets
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
-from pipelines.config_experiments import ExperimentConfig
-from pipelines.config_use import EnhanceConfig, EvaluateConfig
+from pipelines.config import experiments, jobs, presets, use
+from pipelines.config.experiments import ExperimentConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from pipelines.reporting import Report
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     (
         thing
-        for module in (config, config_use, config_experiments)
+        for module in (jobs, use, experiments)
         for thing in vars(module).values()
         if is_dataclass(thing) and thing.__module__ == module.__name__
     ),

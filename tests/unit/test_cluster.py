@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines import cluster, config, config_experiments, config_use
-from pipelines.config import DistillConfig, IngestConfig, TuneConfig
-from pipelines.config_parts import URL_SETTINGS, urls_of
-from pipelines.config_use import EvaluateConfig
+from pipelines import cluster
+from pipelines.config import experiments, jobs, use
+from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
+from pipelines.config.parts import URL_SETTINGS, urls_of
+from pipelines.config.use import EvaluateConfig
 
 REMOTE = DistillConfig(cache="s3://b/cache", teacher="s3://b/t.safetensors", output="s3://b/out", pairs="s3://b/pairs")
 
@@ -93,6 +94,6 @@ def url_fields(source: str) -> Iterator[str]:
 
 
 def test_every_setting_that_is_a_url_is_known_as_one() -> None:
-    sources = [Path(module.__file__).read_text() for module in (config, config_use, config_experiments)]
+    sources = [Path(module.__file__).read_text() for module in (jobs, use, experiments)]
     assert {name for source in sources for name in url_fields(source)} == URL_SETTINGS
     assert dict(urls_of(REMOTE)) == {name: getattr(REMOTE, name) for name in ("cache", "teacher", "output", "pairs")}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, check_stages
-from pipelines.config_use import EnhanceConfig, EvaluateConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, check_stages
+from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from reddit_core.losses import LossWeights
 from reddit_core.unet import UNetConfig
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import exporting
-from pipelines.config_use import ExportConfig
-from pipelines.exporting import export, onnx_session, plan_export, run_onnx
+from pipelines.config.use import ExportConfig
+from pipelines.enhancement import exporting
+from pipelines.enhancement.exporting import export, onnx_session, plan_export, run_onnx
 from pipelines.weights import save_unet
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule

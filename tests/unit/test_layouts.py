@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import IngestConfig
-from pipelines.folder_layouts import FOLDER_LAYOUTS
-from pipelines.layouts import PairSource, list_pairs
+from pipelines.config.jobs import IngestConfig
+from pipelines.pairs.folder_layouts import FOLDER_LAYOUTS
+from pipelines.pairs.layouts import PairSource, list_pairs
 
 
 def make(root: Path, *names: str) -> str:

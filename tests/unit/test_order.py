@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.order import Order
-from pipelines.stream import Stage, Stream
+from pipelines.training.order import Order
+from pipelines.training.stream import Stage, Stream
 
 SHARDS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(lambda rows: sum(rows) > 0)
 

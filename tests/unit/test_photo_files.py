@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD
 
-from pipelines import photo_files
-from pipelines.photo_files import read_photograph, write_photograph
+from pipelines.enhancement import photo_files
+from pipelines.enhancement.photo_files import read_photograph, write_photograph
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 MAKER, ORIENTATION, TAKEN = 0x010F, 0x0112, 0x9003

@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
-from pipelines.config_parts import SegmentConfig
-from pipelines.records import RecordShard, cut, draw_crop, draw_levels, draw_scale, record_noise, reduce, seed_of
+from pipelines.config.parts import SegmentConfig
 from pipelines.shards import ShardEntry
+from pipelines.trajectories.records import (
+    RecordShard,
+    cut,
+    draw_crop,
+    draw_levels,
+    draw_scale,
+    record_noise,
+    reduce,
+    seed_of,
+)
 from reddit_core.schedule import NoiseSchedule
 
 ENTRY = ShardEntry(name="train-00000", rows=3, bytes=0, sha256="")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.scenes import Member, assign, draw, group, labels_of
+from pipelines.pairs.scenes import Member, assign, draw, group, labels_of
 
 
 def member(pair_id: str, *labels: str, split: str = "", committed: bool = False) -> Member:

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 
 from jobs.cli import Job, Sources, parse
-from pipelines.config import DistillConfig, TuneConfig
-from pipelines.config_parts import OptimConfig
-from pipelines.distillation import distill, plan_distill
-from pipelines.search_results import to_toml
-from pipelines.search_space import (
+from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.config.parts import OptimConfig
+from pipelines.search.outcome import to_toml
+from pipelines.search.space import (
     Dimension,
     default_space,
     grid_points,
@@ -21,7 +20,8 @@ from pipelines.search_space import (
     value_of,
     with_values,
 )
-from pipelines.sweep import Sweep
+from pipelines.search.sweep import Sweep
+from pipelines.training.distillation import distill, plan_distill
 from reddit_core.losses import LossWeights
 
 BASE = DistillConfig(cache="/c", teacher="/t", output="/o", pairs="/p", refine_weight=0.4, optim=OptimConfig(steps=100))

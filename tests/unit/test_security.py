@@ -10,11 +10,12 @@ import fsspec
 import pytest
 
 from jobs.cli import fail
-from pipelines import runs, storage
-from pipelines.config import DistillConfig, IngestConfig
-from pipelines.config_use import EnhanceConfig
-from pipelines.enhancement import list_source
-from pipelines.layouts import list_pairs
+from pipelines import storage
+from pipelines.config.jobs import DistillConfig, IngestConfig
+from pipelines.config.use import EnhanceConfig
+from pipelines.enhancement.enhance import list_source
+from pipelines.pairs.layouts import list_pairs
+from pipelines.training import runs
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for layer in ("reddit_core", "pipelines", "jobs") for path in (ROOT / layer).rglob("*.py"))

@@ -9,14 +9,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ray.train import Checkpoint
 
-from pipelines import checkpoints
-from pipelines.checkpoints import TrainState
-from pipelines.config import DistillConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
-from pipelines.distillation import DistillObjective
-from pipelines.run_handle import OFF
-from pipelines.stream import PADDING, positions_of, share_of
-from pipelines.training import Batch, Loop, Worker, check_workers
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.delivery.run_handle import OFF
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import TrainState
+from pipelines.training.distillation import DistillObjective
+from pipelines.training.loop import Batch, Loop, Worker, check_workers
+from pipelines.training.stream import PADDING, positions_of, share_of
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, use_channels_last

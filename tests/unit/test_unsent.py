@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import unsent
-from pipelines.unsent import File, Point
+from pipelines.delivery import unsent
+from pipelines.delivery.unsent import File, Point
 
 
 def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:

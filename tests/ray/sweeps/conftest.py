@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.config import DistillConfig, IngestConfig, PrecomputeConfig
-from pipelines.config_parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig
-from pipelines.pairs import ingest
-from pipelines.trajectories import precompute
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig
+from pipelines.pairs.ingest import ingest
+from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.unet import UNet, UNetConfig

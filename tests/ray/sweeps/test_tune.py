@@ -20,10 +20,11 @@ from PIL import Image
 
 from jobs.cli import Sources, parse
 from jobs.distill import JOB
-from pipelines import distillation, tracking
-from pipelines.config import TuneConfig
-from pipelines.config_parts import TrackingConfig
-from pipelines.search import plan_tune, tune
+from pipelines import tracking
+from pipelines.config.jobs import TuneConfig
+from pipelines.config.parts import TrackingConfig
+from pipelines.search.tune import plan_tune, tune
+from pipelines.training import distillation
 from reddit_core.unet import UNet
 
 ROOT = Path(__file__).parents[3]

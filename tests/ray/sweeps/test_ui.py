@@ -16,9 +16,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipelines.config import TuneConfig
-from pipelines.config_parts import TrackingConfig
-from pipelines.search import tune
+from pipelines.config.jobs import TuneConfig
+from pipelines.config.parts import TrackingConfig
+from pipelines.search.tune import tune
 
 PAGE_TIMEOUT_S = 120
 SWITCHES = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1300,900")

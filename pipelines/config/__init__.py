@@ -1,0 +1,1 @@
+"""Frozen dataclasses from which the command lines are made, and their presets."""

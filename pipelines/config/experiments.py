@@ -1,0 +1,38 @@
+"""The configuration of the experiments: what is distilled, how often, and on what it is judged."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import IntList, make_absolute, require
+from reddit_core.degrade import DegradeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Run one of the paper's experiments, from the trajectory cache to a report."""
+
+    distill: DistillConfig
+    """What every student is distilled with, before what the experiment changes; its output is not used."""
+    output: str
+    """URL of the experiment: its students, its reports and report.json."""
+    experiment: Literal["refinement", "steps", "darkness"] = "refinement"
+    """refinement: students with and without it; steps: each student against its teacher; darkness: the students on the
+    validation split's normal images, darkened beyond what the teacher was trained on."""
+    seeds: IntList = (0, 1, 2)
+    """Seeds of the students."""
+    limit: int = 0
+    """Judge only the first so many images of the validation split; 0 takes all."""
+    stops: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    """Darkness in photographic stops (experiment darkness)."""
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    """The low-light model but for its stops (experiment darkness); a smaller full_well is noisier."""
+    degrade_seed: int = 0
+    """Seed of the low-light model."""
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "output")
+        require(bool(self.seeds), "seeds is empty, but at least one is needed; use 0 or 0,1,2")
+        require(bool(self.stops), "stops is empty, but at least one darkness is needed; use 4 or 2 4 6")
+        require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
+        require(bool(self.distill.pairs), "students are judged on the validation split; give --distill.pairs URL")

@@ -1,0 +1,106 @@
+"""The configuration of the jobs that judge, use and export a student."""
+
+from dataclasses import dataclass, field
+
+from pipelines import storage
+from pipelines.config.parts import (
+    ComputeConfig,
+    IntList,
+    Precision,
+    Split,
+    TrackingConfig,
+    make_absolute,
+    require,
+)
+from reddit_core.sampler import DdimMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure weights on a split of the pairs, raw and GT-mean side by side."""
+
+    pairs: str
+    """URL of the pair dataset."""
+    output: str
+    """URL of the report."""
+    weights: tuple[str, ...] = ()
+    """Weights to judge, each as NAME:STEPS=URL, such as student:2=runs/demo/distill/student-2.safetensors."""
+    shown: tuple[str, ...] = ()
+    """Methods in before_after.png as NAME:STEPS, such as input:0 student:2; empty shows all."""
+    split: Split = "validation"
+    """Split of the pairs that is used."""
+    seeds: IntList = (0,)
+    """Seeds of the sampler's noise."""
+    limit: int = 0
+    """Only the first so many images; 0 takes all."""
+    mode: DdimMode = "exact"
+    """The sampler: exact, or as released."""
+    lpips: tuple[str, ...] = ()
+    """URLs of VGG16 and AlexNet state dicts, for LPIPS over each."""
+    precision: Precision = "fp32"
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "pairs", "output")
+        object.__setattr__(self, "lpips", tuple(storage.resolve(url) for url in self.lpips))
+        require(bool(self.seeds), "seeds is empty, but at least one is needed; use 0 or 0,1,2")
+        require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
+        parts = (text.partition("=") for text in self.weights)
+        absolute = tuple(f"{head}={storage.resolve(url)}" if url else head for head, _, url in parts)
+        object.__setattr__(self, "weights", absolute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhanceConfig:
+    """Enhance a photograph, a folder or a bucket of them."""
+
+    source: str
+    """URL of a photograph or a folder."""
+    output: str
+    """URL of the folder to write to."""
+    weights: str
+    """URL of the student's weights."""
+    steps: int = 0
+    """Sampling steps; 0 takes the number that the weights were distilled for."""
+    seed: int = 0
+    """Seed of the sampler's noise."""
+    tile: int = 1024
+    """Side of the tiles that larger images are split into; larger ones need more memory and less time."""
+    overlap: int = 64
+    """Pixels over which neighbouring tiles are blended, at most a quarter of a tile."""
+    compare: bool = False
+    """Also write the input and the result side by side."""
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+    precision: Precision = "fp32"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "source", "output", "weights")
+        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
+        require(self.tile >= 64, f"tile is {self.tile}, but must be at least 64 pixels; 1024 is usual")
+        require(
+            0 <= self.overlap <= self.tile // 4,
+            f"overlap is {self.overlap}, but must be between 0 and a quarter of the tile's {self.tile}; 64 is usual",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export a student with its sampler unrolled: ONNX and torch.export, checked against torch."""
+
+    weights: str
+    """URL of the student's weights."""
+    output: str
+    """URL of the folder to write student.onnx, student.pt2 and the model card to."""
+    steps: int = 0
+    """Sampling steps; 0 takes the number that the weights were distilled for."""
+    norm_groups: int = 32
+    """GroupNorm groups of a released .pth, which does not say."""
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "weights", "output")
+        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")

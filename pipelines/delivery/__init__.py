@@ -1,0 +1,1 @@
+"""Measurements on their way to a tracking server; free of MLflow."""

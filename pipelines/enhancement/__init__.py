@@ -1,0 +1,1 @@
+"""Using a student: photographs enhanced, programs exported."""

@@ -1,0 +1,285 @@
+"""Enhances photographs at any URL with a student: one in, one out, by a pool of actors (Ray Data)."""
+
+import hashlib
+import io
+import json
+import posixpath
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+
+from pipelines import reporting, shards, storage
+from pipelines.cluster import torch_threads
+from pipelines.config.use import EnhanceConfig
+from pipelines.enhancement.photo_files import EXTENSIONS, Pixels, read_photograph, write_photograph
+from pipelines.reporting import Report
+from pipelines.training import runs
+from pipelines.weights import load_unet
+from reddit_core.tiles import enhance_pixels
+from reddit_core.unet import use_channels_last
+
+SETTINGS = "enhance.json"
+COMPARISONS = "compare"
+COMPARISON_SIDE = 2048
+PROGRESS_EVERY_S = 10.0
+# One photograph is enhanced while its predecessor is encoded and its successor read and decoded.
+CALLS_PER_ACTOR = 3
+MEASURED_SIDE, MEASURED_FILES = 128, 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: where photographs lie, which are there, which are missing, and with how many steps."""
+
+    root: str
+    names: Sequence[str]
+    missing: Sequence[str]
+    ignored: int
+    steps: int
+    settings: Mapping[str, Any]
+
+
+def find_work(config: EnhanceConfig) -> Work:
+    """Lists the source and what of it was enhanced before.
+
+    Raises:
+        ValueError: if there is no photograph, the weights cannot be used, or the output was made with others.
+    """
+    steps, sha256 = steps_of(config)
+    root, files = list_source(config)
+    names = [name for name in files if name.lower().endswith(EXTENSIONS)]
+    if not names:
+        raise ValueError(f"{config.source} holds no photograph; give a folder or file of {', '.join(EXTENSIONS)}")
+    settings = {
+        "weights_sha256": sha256,
+        "steps": steps,
+        **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "norm_groups", "precision")},
+    }
+    url = storage.join(config.output, SETTINGS)
+    if storage.exists(url):
+        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"what was enhanced at {config.output}")
+    present = set(storage.list_files(config.output))
+    missing = [name for name in names if not set(results_of(config, name)) <= present]
+    return Work(root, names, missing, len(files) - len(names), steps, settings)
+
+
+def list_source(config: EnhanceConfig) -> tuple[str, list[str]]:
+    """The folder of the source, and the files below it by relative name; of a single file, its own folder and name.
+
+    Raises:
+        ValueError: if there is nothing, results would land among the photographs, or a name leaves the output.
+    """
+    source, output = storage.resolve(config.source), storage.resolve(config.output)
+    files = storage.list_files(source)
+    root = source if files else posixpath.dirname(source)
+    if not files and not storage.exists(source):
+        raise ValueError(f"there is nothing at {source}; give the URL of a photograph or of a folder of them")
+    if output == root or (files and output.startswith(source + "/")):
+        raise ValueError(
+            f"output {output} lies in the folder of the photographs, whose names it would take; give another folder"
+        )
+    for name in files:
+        storage.join(output, name)  # an object store's keys may hold any text
+    return root, files or [posixpath.basename(source)]
+
+
+def steps_of(config: EnhanceConfig) -> tuple[int, str]:
+    """The number of sampling steps and the SHA-256 of the weights.
+
+    Raises:
+        ValueError: if the weights do not say and nobody else does, or the number does not suit the schedule.
+    """
+    file = load_unet(config.weights, config.norm_groups)
+    steps = config.steps or int(file.facts.get("num_steps", 0))
+    if not steps:
+        raise ValueError(f"{config.weights} does not say for how many steps it was distilled; add --steps N, such as 2")
+    file.schedule.grid(steps)
+    return steps, hashlib.sha256(storage.read_bytes(config.weights)).hexdigest()
+
+
+def results_of(config: EnhanceConfig, name: str) -> list[str]:
+    """The files that a photograph leads to, relative to the output."""
+    return [name, *([f"{COMPARISONS}/{name}.jpg"] if config.compare else [])]
+
+
+class Enhancer:
+    """Reads, enhances and writes photographs; several calls run at once, but only one uses the network."""
+
+    def __init__(self, config: EnhanceConfig, work: Work, device: str) -> None:
+        torch.set_num_threads(torch_threads(config.compute))
+        self.config, self.work = config, work
+        file = load_unet(config.weights, config.norm_groups)
+        self.unet, self.schedule = file.unet.to(device), file.schedule
+        use_channels_last(self.unet, bf16=config.precision == "bf16")
+        self.network_is_free = threading.Lock()
+
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
+        name = self.work.missing[int(batch["id"][0])]
+        data = storage.read_bytes(storage.join(self.work.root, name))
+        try:
+            photograph = read_photograph(data)
+        except ValueError as error:
+            return {"name": [name], "reason": [str(error)], "megapixels": [0.0], "seconds": [0.0]}
+        pixels, seconds = self.enhance(photograph.pixels)
+        if self.config.compare:
+            comparison = side_by_side(photograph.pixels, pixels)
+            storage.write_bytes(storage.join(self.config.output, results_of(self.config, name)[1]), comparison)
+        # Last, since a photograph counts as done when this file is there.
+        storage.write_bytes(storage.join(self.config.output, name), write_photograph(photograph, pixels))
+        megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+        return {"name": [name], "reason": [""], "megapixels": [megapixels], "seconds": [seconds]}
+
+    def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
+        """The enhanced pixels, and the seconds that the network took."""
+        config, device = self.config, next(self.unet.parameters()).device
+        with (
+            self.network_is_free,
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"),
+        ):
+            started = time.perf_counter()
+            result = enhance_pixels(
+                self.unet, pixels, self.schedule, self.work.steps, config.seed, config.tile, config.overlap
+            )
+            return result, time.perf_counter() - started
+
+
+def side_by_side(before: Pixels, after: Pixels) -> bytes:
+    """A JPEG of both, 8-bit, each with at most `COMPARISON_SIDE` pixels a side."""
+    halves = []
+    for pixels in (before, after):
+        image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
+        image.thumbnail((COMPARISON_SIDE, COMPARISON_SIDE), Image.Resampling.LANCZOS)
+        halves.append(np.asarray(image))
+    sink = io.BytesIO()
+    Image.fromarray(np.concatenate(halves, axis=1)).save(sink, format="JPEG", quality=92)
+    return sink.getvalue()
+
+
+def enhance(config: EnhanceConfig) -> Report:
+    """Enhances every photograph of the source whose result is not there yet.
+
+    What is there counts as done: to have a photograph made again, delete its result.
+
+    Raises:
+        ValueError: if the source, weights or output cannot be used, or not one photograph could be read.
+    """
+    work = find_work(config)
+    storage.check_writable(config.output)
+    storage.write_bytes(storage.join(config.output, SETTINGS), json.dumps(work.settings, indent=1).encode())
+    started = time.perf_counter()
+    results = run(config, work) if work.missing else []
+    bad = sorted((row["name"], row["reason"]) for row in results if row["reason"])
+    good = [row for row in results if not row["reason"]]
+    report = summarize(config, work, good, bad, time.perf_counter() - started)
+    reporting.save(report)
+    if len(bad) == len(work.names):
+        raise ValueError(f"none of the {len(bad)} photographs can be read; {bad[0][0]}: {bad[0][1]}")
+    return report
+
+
+def run(config: EnhanceConfig, work: Work) -> list[Mapping[str, Any]]:
+    """The actor pool over what is missing; one small row for each photograph comes back."""
+    gpu = runs.use_gpu(config.compute)
+    rows = ray.data.range(len(work.missing), override_num_blocks=len(work.missing)).map_batches(
+        Enhancer,
+        fn_constructor_args=(config, work, "cuda" if gpu else "cpu"),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=config.compute.min_workers,
+            max_size=config.compute.max_workers,
+            max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+            max_tasks_in_flight_per_actor=CALLS_PER_ACTOR + 1,
+            enable_true_multi_threading=True,
+        ),
+        num_gpus=1 if gpu else None,
+        num_cpus=None if gpu else config.compute.cpus_per_worker,
+    )
+    return show_progress(rows.iter_rows(), len(work.missing))
+
+
+def show_progress(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:
+    """Gathers the rows; prints photographs done, rate and time left every few seconds, and each bad one at once."""
+    console, started, shown, gathered = Console(highlight=False), time.perf_counter(), 0.0, []
+    for row in rows:
+        gathered.append(row)
+        if row["reason"]:
+            console.print(f"enhance: left out {row['name']}: {row['reason']}", markup=False, soft_wrap=True)
+        seconds = time.perf_counter() - started
+        if seconds - shown >= PROGRESS_EVERY_S:
+            shown = seconds
+            left = seconds / len(gathered) * (total - len(gathered))
+            rate = sum(row["megapixels"] for row in gathered) / seconds
+            console.print(f"enhance {len(gathered)}/{total} photographs, {rate:.2f} megapixels/s, {left:.0f} s left")
+    return gathered
+
+
+def summarize(
+    config: EnhanceConfig,
+    work: Work,
+    good: Sequence[Mapping[str, Any]],
+    bad: Sequence[tuple[str, str]],
+    seconds: float,
+) -> Report:
+    megapixels = sum(row["megapixels"] for row in good)
+    rows = [
+        {"photographs": "enhanced now", "count": len(good)},
+        {"photographs": "done before", "count": len(work.names) - len(work.missing)},
+        {"photographs": "left out", "count": len(bad)},
+    ]
+    facts = {
+        "steps": work.steps,
+        "seconds": seconds,
+        "megapixels": megapixels,
+        "network seconds per megapixel": sum(row["seconds"] for row in good) / megapixels if good else None,
+        "files that are no photographs": work.ignored,
+        **{f"left out: {name}": reason for name, reason in bad},
+    }
+    title = "Enhanced" if work.missing else "Already done: every photograph is enhanced"
+    return Report(title=f"{title}: {config.output}", rows=rows, facts=facts, url=config.output)
+
+
+def plan_enhance(config: EnhanceConfig) -> Report:
+    """What would be enhanced, and about how long it would take on this machine; writes nothing."""
+    work = find_work(config)
+    seconds = seconds_per_megapixel(config, work.steps)
+    sizes = [megapixels_of(storage.read_bytes(storage.join(work.root, name))) for name in work.missing[:MEASURED_FILES]]
+    megapixels = float(np.mean(sizes)) * len(work.missing) if sizes else 0.0
+    rows = [
+        {"photographs": "to enhance", "count": len(work.missing)},
+        {"photographs": "done before", "count": len(work.names) - len(work.missing)},
+    ]
+    facts = {
+        "steps": work.steps,
+        "megapixels, about": megapixels,
+        "minutes on one CPU worker, about": megapixels * seconds / 60,
+        "files that are no photographs": work.ignored,
+    }
+    return Report(title=f"Plan of enhance: {work.root} to {config.output}", rows=rows, facts=facts)
+
+
+def seconds_per_megapixel(config: EnhanceConfig, steps: int) -> float:
+    """Measured on a small picture, on this machine's CPU; the second of two runs."""
+    file = load_unet(config.weights, config.norm_groups)
+    picture = np.random.default_rng(0).integers(0, 64, (MEASURED_SIDE, MEASURED_SIDE, 3), dtype=np.uint8)
+    for _ in range(2):
+        started = time.perf_counter()
+        enhance_pixels(file.unet, picture, file.schedule, steps, config.seed)
+    return (time.perf_counter() - started) / (MEASURED_SIDE**2 / 1e6)
+
+
+def megapixels_of(data: bytes) -> float:
+    """From the header alone; 0 for what is no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height / 1e6
+    except OSError:
+        return 0.0

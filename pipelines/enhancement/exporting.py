@@ -1,0 +1,192 @@
+"""A student outside this project: its sampler unrolled around the network, as ONNX and as torch.export.
+
+Both take `low` and `noise` ([batch, 3, height, width], float32; `low` in [-1, 1], `noise` standard normal) and
+give the enhanced image in [-1, 1]. Batch, height and width are free; height and width must be multiples of
+the network's (at least two of them), so mirror the bottom and right edges out to one and crop the result.
+"""
+
+import importlib.util
+import io
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim
+
+from pipelines import reporting, storage
+from pipelines.config.use import ExportConfig
+from pipelines.reporting import Report
+from pipelines.students.model_card import ModelCard
+from pipelines.weights import load_unet
+from reddit_core.sampler import ddim_sample
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+ONNX, PT2, CARD = "student.onnx", "student.pt2", "README.md"
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+# The exported graph computes in float32, the sampler in float64 around the network.
+TOLERANCE = 1e-4
+# Batch, and height and width in multiples of the network's, at which an export is checked.
+CHECKED_SIZES = ((1, 4, 6), (2, 7, 3))
+EXAMPLE_SIZE = (2, 4, 6)
+
+
+class UnrolledSampler(nn.Module):
+    """All steps of `sampler.ddim_sample` in its exact mode, with the coefficients as constants."""
+
+    def __init__(self, unet: UNet, schedule: NoiseSchedule, num_steps: int) -> None:
+        super().__init__()
+        self.unet = unet
+        grid = schedule.grid(num_steps)
+        levels = [float(schedule.sqrt_alpha_bar[index]) for index in reversed(grid)]
+        self.steps = list(pairwise(levels))
+
+    def forward(self, low: Tensor, noise: Tensor) -> Tensor:
+        z = noise
+        for a_t, a_s in self.steps:
+            sigma_t, sigma_s = (1 - a_t**2) ** 0.5, max(0.0, 1 - a_s**2) ** 0.5
+            output = self.unet(z, low, torch.full_like(z[:, 0, 0, 0], a_t))
+            x_0 = (z - sigma_t * output) / a_t if self.unet.config.prediction == "eps" else a_t * z - sigma_t * output
+            x_0 = x_0.clamp(-1, 1)
+            z = a_s * x_0 + (sigma_s / sigma_t) * (z - a_t * x_0)
+        return z.clamp(-1, 1)
+
+
+def export(config: ExportConfig) -> Report:
+    """Writes `student.onnx`, `student.pt2` and the model card, after both gave torch's results.
+
+    Raises:
+        ValueError: if the weights cannot be used, the packages of the extra are missing, or an export differs.
+    """
+    file, steps = prepare(config)
+    storage.check_writable(config.output)
+    program = export_program(file, steps)
+    onnx_bytes, pt2_bytes = to_onnx(program), to_pt2(program)
+    rows = list(check_parity(file, steps, onnx_bytes, pt2_bytes))
+    storage.write_bytes(storage.join(config.output, ONNX), onnx_bytes)
+    storage.write_bytes(storage.join(config.output, PT2), pt2_bytes)
+    storage.write_bytes(storage.join(config.output, CARD), card_of(config, file, steps))
+    facts = {"steps": steps, "tolerance": TOLERANCE, "multiple of height and width": file.unet.config.size_multiple}
+    report = Report(title=f"Exported: {config.output}", rows=rows, facts=facts, url=config.output)
+    reporting.save(report)
+    return report
+
+
+def prepare(config: ExportConfig) -> tuple[UNetFile, int]:
+    """The weights and the number of steps, after everything that could be refused was."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"export needs {', '.join(missing)}; install them with pip install 'reddit-on-ray[export]'")
+    file = load_unet(config.weights, config.norm_groups)
+    steps = config.steps or int(file.facts.get("num_steps", 0))
+    if not steps:
+        raise ValueError(f"{config.weights} does not say for how many steps it was distilled; add --steps N, such as 2")
+    file.schedule.grid(steps)
+    return file, steps
+
+
+def example(file: UNetFile, size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """`low` and `noise` for a batch and a height and width in multiples of the network's."""
+    multiple = file.unet.config.size_multiple
+    shape = (size[0], 3, size[1] * multiple, size[2] * multiple)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator) * 2 - 1, torch.randn(shape, generator=generator)
+
+
+def export_program(file: UNetFile, steps: int) -> torch.export.ExportedProgram:
+    """The graph, with free batch, height and width."""
+    multiple = file.unet.config.size_multiple
+    # torch takes a size of 1 for a special case, so the innermost level must not have it.
+    free = {
+        0: Dim("batch", min=1, max=2**16),
+        2: multiple * Dim("rows", min=2, max=2**16),
+        3: multiple * Dim("columns", min=2, max=2**16),
+    }
+    sampler = UnrolledSampler(file.unet, file.schedule, steps).eval()
+    with torch.no_grad():
+        return torch.export.export(
+            sampler, example(file, EXAMPLE_SIZE), dynamic_shapes={"low": free, "noise": free}, strict=False
+        )
+
+
+def to_pt2(program: torch.export.ExportedProgram) -> bytes:
+    sink = io.BytesIO()
+    torch.export.save(program, sink)
+    return sink.getvalue()
+
+
+def to_onnx(program: torch.export.ExportedProgram) -> bytes:
+    """One ONNX file with its weights inside."""
+    converted = torch.onnx.export(
+        program, dynamo=True, input_names=["low", "noise"], output_names=["enhanced"], verbose=False
+    )
+    assert converted is not None, "the dynamo exporter returns a program"
+    with tempfile.TemporaryDirectory(prefix="reddit-export-") as folder:
+        path = Path(folder) / ONNX
+        converted.save(str(path), external_data=False)
+        return path.read_bytes()
+
+
+def check_parity(file: UNetFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
+    """The greatest difference of each export from the sampler, at two sizes.
+
+    Raises:
+        ValueError: if one is above `TOLERANCE`.
+    """
+    session = onnx_session(onnx_bytes)
+    program = torch.export.load(io.BytesIO(pt2_bytes)).module()
+    for size in CHECKED_SIZES:
+        low, noise = example(file, size, seed=1)
+        with torch.no_grad():
+            expected = ddim_sample(file.unet, low, noise, file.schedule, steps)
+            results = {ONNX: torch.from_numpy(run_onnx(session, low.numpy(), noise.numpy())), PT2: program(low, noise)}
+        for name, result in results.items():
+            difference = float((result - expected).abs().max())
+            if not difference <= TOLERANCE:
+                raise ValueError(
+                    f"{name} differs from torch by {difference:.2g} at {list(low.shape)}, more than {TOLERANCE}; "
+                    "nothing was written: use another version of torch or onnxruntime"
+                )
+            yield {"file": name, "batch": size[0], "height": low.shape[2], "width": low.shape[3], "diff": difference}
+
+
+def onnx_session(onnx_bytes: bytes) -> Any:
+    import onnxruntime  # noqa: PLC0415 - of an extra that only this job needs
+
+    return onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: Any, low: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = session.run(["enhanced"], {"low": low, "noise": noise})[0]
+    return result
+
+
+def card_of(config: ExportConfig, file: UNetFile, steps: int) -> bytes:
+    """The card that lies beside the weights, else one made from what they say of themselves."""
+    beside = storage.join(posixpath.dirname(storage.resolve(config.weights)), CARD)
+    if storage.exists(beside):
+        return storage.read_bytes(beside)
+    validation = file.facts.get("validation")
+    card = ModelCard(
+        steps=steps,
+        data=f"pair dataset {file.facts['pairs_key']}" if "pairs_key" in file.facts else "not recorded",
+        metrics=[validation] if validation else [],
+        facts={"network": file.unet.config, "schedule": file.schedule},
+    )
+    return card.render().encode()
+
+
+def plan_export(config: ExportConfig) -> Report:
+    """What would be written."""
+    file, steps = prepare(config)
+    parameters = sum(parameter.numel() for parameter in file.unet.parameters())
+    rows = [{"file": name, "MB, about": parameters * 4 / 1e6} for name in (ONNX, PT2)]
+    return Report(title=f"Plan of export: {config.output}", rows=rows, facts={"steps": steps, "parameters": parameters})

@@ -1,0 +1,1 @@
+"""Judging students honestly, and the paper's experiments."""

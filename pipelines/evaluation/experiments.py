@@ -1,0 +1,155 @@
+"""The paper's first three experiments, each from the cache to a report, made of the jobs' own functions.
+
+What is there already is not made again: an experiment that was interrupted goes on when it is run again.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipelines import reporting, shards, storage
+from pipelines.config.experiments import ExperimentConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig
+from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.images import encode_png
+from pipelines.pairs.ingest import decode_pair, ingest, split_shards
+from pipelines.reporting import Report, Row
+from pipelines.training.distillation import distill, student_name
+from reddit_core.degrade import degrade
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student that an experiment needs: how it is called in the report, and the run that makes it."""
+
+    name: str
+    stage: int
+    run: DistillConfig
+
+    @property
+    def method(self) -> str:
+        """As `evaluate --weights` takes it."""
+        return f"{self.name}:{self.stage // 2}={storage.join(self.run.output, student_name(self.stage))}"
+
+
+def students_of(config: ExperimentConfig) -> list[Student]:
+    """With and without refinement, a run for each seed; the experiments on steps and darkness need only the former."""
+    base = config.distill
+    weights = {"refined": base.refine_weight}
+    if config.experiment == "refinement":
+        weights["unrefined"] = 0.0
+    students = []
+    for name, weight in weights.items():
+        for seed in config.seeds:
+            output = storage.join(config.output, "students", f"{name}-seed-{seed}")
+            run = replace(base, output=output, refine_weight=weight, optim=replace(base.optim, seed=seed))
+            students += [Student(f"{name}-seed-{seed}", stage, run) for stage in base.stages]
+    return students
+
+
+def methods_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """Every student, and the teacher at twice and at as many steps as each."""
+    stages = config.distill.stages
+    steps = sorted({*stages, *(stage // 2 for stage in stages)}, reverse=True)
+    teachers = [f"teacher:{count}={config.distill.teacher}" for count in steps]
+    return (*teachers, *(student.method for student in students_of(config)))
+
+
+def experiment(config: ExperimentConfig) -> Report:
+    """Distils the students that are missing and judges them all, on every darkness if that is the experiment.
+
+    Raises:
+        ValueError: if the cache, teacher and pairs cannot be used together, before anything is spent.
+    """
+    for run in {student.run.output: student.run for student in students_of(config)}.values():
+        distill(run)
+    rows: list[Row] = []
+    for name, pairs in judged_pairs(config).items():
+        judged = evaluate(
+            EvaluateConfig(
+                pairs=pairs,
+                output=storage.join(config.output, "reports", name),
+                weights=methods_of(config),
+                limit=config.limit,
+                precision=config.distill.optim.precision,
+                compute=config.distill.compute,
+                tracking=config.distill.tracking,
+            )
+        )
+        rows += [{"pairs": name, **row} for row in judged.rows]
+    report = Report(
+        title=f"Experiment {config.experiment}",
+        rows=over_seeds(rows),
+        facts={"seeds": list(config.seeds), "refine_weight": config.distill.refine_weight},
+        url=config.output,
+    )
+    reporting.save(report)
+    return report
+
+
+def over_seeds(rows: list[Row]) -> list[Row]:
+    """One row for each method: the mean over its seeds, and the standard deviation of the raw PSNR among them."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        name = str(row["method"]).partition("-seed-")[0]
+        groups.setdefault((row["pairs"], name, row["steps"]), []).append(row)
+    table: list[Row] = []
+    for (pairs, name, steps), members in groups.items():
+        figures = [key for key, value in members[0].items() if isinstance(value, float)]
+        means = {key: float(np.mean([row[key] for row in members])) for key in figures}
+        spread = float(np.std([row["psnr"] for row in members]))
+        table.append({"pairs": pairs, "method": name, "steps": steps, **means, "psnr_spread": spread})
+    return table
+
+
+def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
+    """The pair datasets that the methods are judged on, by name."""
+    if config.experiment != "darkness":
+        return {"validation": config.distill.pairs}
+    return {f"{stops:g}-stops": darkened(config, stops) for stops in config.stops}
+
+
+def darkened(config: ExperimentConfig, stops: float) -> str:
+    """The validation split's normal images at an exposure so many stops darker, as a pair dataset."""
+    folder = storage.join(config.output, "pairs", f"{stops:g}-stops")
+    if storage.exists(storage.join(folder, shards.MANIFEST)):
+        return folder
+    source = storage.join(config.output, "photographs", f"{stops:g}-stops")
+    model = replace(config.degrade, stops=(stops, stops))
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("pair_id", "split"))
+    for index, normal in enumerate(normal_images(config)):
+        name = f"{index:04d}.png"
+        low = degrade(normal, model, np.random.default_rng((config.degrade_seed, index)))
+        storage.write_bytes(storage.join(source, "low", name), encode_png(low))
+        storage.write_bytes(storage.join(source, "normal", name), encode_png(normal))
+        writer.writerow((name.partition(".")[0], "validation"))
+    splits = storage.join(source, "splits.csv")
+    storage.write_bytes(splits, table.getvalue().encode())
+    low_folder, normal_folder = storage.join(source, "low"), storage.join(source, "normal")
+    ingest(IngestConfig(layout="folders", low=low_folder, normal=normal_folder, splits=splits, output=folder))
+    return folder
+
+
+def normal_images(config: ExperimentConfig) -> Iterator[np.ndarray]:
+    """The validation split's normal images, the first `limit` of them."""
+    manifest = shards.read_manifest(config.distill.pairs, "pairs")
+    left = config.limit or None
+    for entry in split_shards(manifest, "validation"):
+        for row in shards.read_shard(config.distill.pairs, entry).to_pylist():
+            if left == 0:
+                return
+            left = left - 1 if left else left
+            yield decode_pair(row)[1]
+
+
+def plan_experiment(config: ExperimentConfig) -> Report:
+    """What would be distilled and judged."""
+    rows: list[Row] = [{"student": student.name, "steps": student.stage // 2} for student in students_of(config)]
+    judged = config.stops if config.experiment == "darkness" else ("validation",)
+    return Report(title=f"Plan of experiment {config.experiment}", rows=rows, facts={"judged on": list(judged)})

@@ -1,0 +1,242 @@
+"""What is judged and by what: methods, the actor that runs them on images of a split, and what it measures."""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kornia.enhance import equalize_clahe
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines import storage
+from pipelines.cluster import torch_threads
+from pipelines.config.use import EvaluateConfig
+from pipelines.images import encode_png
+from pipelines.pairs.ingest import decode_pair
+from pipelines.shards import ShardEntry
+from pipelines.trajectories.records import cached_shard, to_images
+from pipelines.weights import load_lpips, load_unet
+from reddit_core.metrics import quality
+from reddit_core.sampler import enhance
+from reddit_core.unet import use_channels_last
+
+INPUT, CLAHE, TRUTH = "input", "clahe", "ground truth"
+CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
+# Equal images have an infinite PSNR, which no mean survives.
+MOST_PSNR = 100.0
+SHOWN_IMAGES = 4
+PICTURE_SIDE, PICTURE_QUALITY = 640, 90
+WARM_UP_SIDE = 64
+PROTOCOL = (
+    "whole images in RGB, mirrored at the right and bottom to the network's multiple and cut back afterwards; results "
+    f"rounded to 8 bits before anything is measured; PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} "
+    "dB; SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB; gt_mean scales the result "
+    "to the ground truth's mean luma first, so it uses the ground truth; sharpness is the Laplacian energy of the luma "
+    "over the ground truth's (1 is right); LPIPS on [-1, 1]; clahe is kornia's equalize_clahe with OpenCV's default "
+    f"clip limit {CLAHE_CLIP:.0f} on {CLAHE_GRID[0]}x{CLAHE_GRID[1]} tiles of each channel; seconds and memory are of "
+    "the method's call alone, one image at a time, after a warm-up"
+)
+PROC = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the report: what is done to the input, in how many steps, with which weights."""
+
+    name: str
+    steps: int
+    url: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """Reads NAME:STEPS=URL."""
+        head, separator, url = text.partition("=")
+        name, _, steps = head.partition(":")
+        if not (separator and url and name and steps.isdigit() and int(steps)):
+            raise ValueError(
+                f"weights holds {text!r}, but must be NAME:STEPS=URL, such as student:2=runs/x.safetensors"
+            )
+        return cls(name, int(steps), url)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}:{self.steps}"
+
+
+def methods_of(config: EvaluateConfig) -> list[Method]:
+    """Input, baseline and every network, in the report's order.
+
+    Raises:
+        ValueError: if two have the same name and steps.
+    """
+    methods = [Method(INPUT, 0), Method(CLAHE, 0), *(Method.parse(text) for text in config.weights)]
+    keys = [method.key for method in methods]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"weights holds {twice[0]} twice; give each its own name, such as other:{twice[0]}")
+    return methods
+
+
+def shown_methods(config: EvaluateConfig) -> list[Method]:
+    """The methods in `before_after.png`.
+
+    Raises:
+        ValueError: if one of them is not evaluated.
+    """
+    methods = {method.key: method for method in methods_of(config)}
+    unknown = [key for key in config.shown if key not in methods]
+    if unknown:
+        raise ValueError(f"shown holds {unknown[0]!r}, but only {', '.join(methods)} are evaluated; name one of these")
+    return [methods[key] for key in config.shown] if config.shown else list(methods.values())
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where one image of the split lies."""
+
+    entry: ShardEntry
+    row: int
+
+
+def part_url(parts: str, index: int) -> str:
+    """Where the judgement of one image waits until all are there."""
+    return storage.join(parts, f"{index:06d}.json")
+
+
+class Judge:
+    """Runs every method on images and measures the results; networks are loaded once.
+
+    A judged image becomes a part: `{"rows": [...], "pictures": {method: JPEG}, "shown": [PNG, ...]}`.
+    """
+
+    def __init__(self, config: EvaluateConfig, images: Sequence[ImageRef], parts: str, device: str) -> None:
+        torch.set_num_threads(torch_threads(config.compute))
+        self.config, self.images, self.parts, self.device = config, images, parts, torch.device(device)
+        self.methods, self.shown = methods_of(config), shown_methods(config)
+        self.files = {method.url: load_unet(method.url, config.norm_groups) for method in self.methods if method.url}
+        for file in self.files.values():
+            use_channels_last(file.unet.to(self.device), bf16=config.precision == "bf16")
+        distances = [load_lpips(url).to(self.device) for url in config.lpips]
+        self.distances = {f"lpips_{distance.backbone}": distance for distance in distances}
+        for method in self.methods:
+            self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)
+        self.memory = MemoryGauge(self.device)
+
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
+        index = int(batch["id"][0])
+        try:
+            part = self.judge(self.images[index], lossless=index < SHOWN_IMAGES)
+        except ValueError as error:  # for people, so it has to reach the driver in one piece
+            return {"index": [index], "error": [str(error)]}
+        storage.write_bytes(part_url(self.parts, index), json.dumps(part).encode())
+        return {"index": [index], "error": [""]}
+
+    def judge(self, image: ImageRef, *, lossless: bool) -> dict[str, Any]:
+        pair = cached_shard(self.config.pairs, image.entry).slice(image.row, 1).to_pylist()[0]
+        low, normal = decode_pair(pair)
+        rows: list[dict[str, Any]] = []
+        pictures = {TRUTH: normal}
+        for method in self.methods:
+            for seed in self.config.seeds if method.url else self.config.seeds[:1]:
+                estimate, cost = self.run(method, low, seed)
+                head = {"pair_id": pair["pair_id"], "method": method.name, "steps": method.steps, "seed": seed}
+                rows.append({**head, **self.measure(estimate, normal), **cost})
+                pictures.setdefault(method.key, estimate)
+        shown = [encode_png(pictures[key]) for key in (*(method.key for method in self.shown), TRUTH)]
+        return {
+            "rows": rows,
+            "pictures": {key: as_text(encode_jpeg(picture)) for key, picture in pictures.items()},
+            "shown": [as_text(data) for data in shown] if lossless else [],
+        }
+
+    def run(self, method: Method, low: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """A method's 8-bit result, and the seconds and memory that its call took per megapixel."""
+        image, megapixels = to_images(low[None], self.device), low.shape[0] * low.shape[1] / 1e6
+        self.memory.start()
+        started = time.perf_counter()
+        unit = self.compute(method, image, seed)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds, megabytes = time.perf_counter() - started, self.memory.peak_mb()
+        result = (unit[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        cost = {
+            "seconds_per_megapixel": seconds / megapixels if method.name != INPUT else 0.0,
+            "peak_mb_per_megapixel": None if megabytes is None else megabytes / megapixels,
+        }
+        return result, cost
+
+    @torch.no_grad()
+    def compute(self, method: Method, image: torch.Tensor, seed: int) -> torch.Tensor:
+        """[1, 3, H, W] in [-1, 1] to [0, 1]."""
+        if method.name == INPUT:
+            return (image + 1) / 2
+        if method.name == CLAHE:
+            equalized: torch.Tensor = equalize_clahe((image + 1) / 2, CLAHE_CLIP, CLAHE_GRID)
+            return equalized
+        file = self.files[method.url]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return (enhance(file.unet, image, file.schedule, method.steps, seed, self.config.mode) + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float]:
+        estimate_unit, normal_unit = ((to_images(x[None], self.device) + 1) / 2 for x in (estimate, normal))
+        metrics = {name: float(value) for name, value in quality(estimate_unit, normal_unit).items()}
+        for name in ("psnr", "psnr_gt_mean"):
+            metrics[name] = min(metrics[name], MOST_PSNR)
+        for name, distance in self.distances.items():
+            metrics[name] = float(distance(estimate_unit * 2 - 1, normal_unit * 2 - 1))
+        return metrics
+
+
+class MemoryGauge:
+    """Peak memory of a call above what was in use when the gauge was made, in MB; None where nobody knows.
+
+    On a GPU from torch's allocator; else the process's, from Linux's `VmHWM`, which writing 5 to `clear_refs`
+    resets.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start()
+        self.at_rest = self._peak()
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            (PROC / "clear_refs").write_text("5")
+            self.known = True
+        except OSError:  # no Linux, or a container that forbids it
+            self.known = False
+
+    def peak_mb(self) -> float | None:
+        peak = self._peak()
+        return None if peak is None or self.at_rest is None else max(0.0, peak - self.at_rest)
+
+    def _peak(self) -> float | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        if not self.known:
+            return None
+        lines = (PROC / "status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+
+
+def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """For the report: at most `PICTURE_SIDE` pixels a side, full colour resolution."""
+    picture, sink = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    picture.save(sink, format="JPEG", quality=PICTURE_QUALITY, subsampling=0)
+    return sink.getvalue()
+
+
+def as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

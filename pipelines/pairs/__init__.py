@@ -1,0 +1,1 @@
+"""From image pairs in any layout at any URL to pair shards."""

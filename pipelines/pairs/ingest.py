@@ -1,0 +1,246 @@
+"""Image pairs from any URL to pair shards (`ingest`), and reading them back."""
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from numpy import uint8
+from numpy.typing import NDArray
+
+from pipelines import images, reporting, shards, storage
+from pipelines.config.jobs import IngestConfig
+from pipelines.pairs.index import IndexRow, read_index, write_index
+from pipelines.pairs.plan import measure
+from pipelines.pairs.ray_tasks import PIECES, SURVEY, ShardResult, Surveyed, usable_cpus
+from pipelines.pairs.scenes import Assignment
+from pipelines.pairs.work import (
+    QUARANTINE,
+    Work,
+    assign_splits,
+    check_share,
+    clear_folder,
+    find_work,
+    plan_shards,
+    run_shards,
+    run_survey,
+    write_quarantine,
+)
+from pipelines.reporting import Report
+from pipelines.shards import Manifest, ShardEntry
+
+DUPLICATES = "duplicates.jsonl"
+# The manifest lists the pairs of every split up to this many; the index always does.
+MOST_LISTED_PAIRS = 10_000
+
+
+def ingest(config: IngestConfig) -> Report:
+    """Writes the pair dataset, or what is missing of it.
+
+    Raises:
+        ValueError: if there is nothing to read, or more than `max_bad` of the pairs are broken; what was written
+            is kept, and a rerun goes on from it.
+        OSError: if storage fails for longer than retries last; a rerun goes on.
+    """
+    started = time.perf_counter()
+    work = find_work(config)
+    if work.done is not None and not work.sources:
+        clear(config.output, work.done)
+        return with_duplicates(config, summary(work, work.done, "already done"))
+    storage.check_writable(config.output)
+    surveyed = run_survey(work)
+    usable = [row for row in surveyed.values() if not row.problem]
+    broken = {
+        **{pair.pair_id: pair.problem for pair in work.sources.values() if pair.problem},
+        **{row.pair_id: row.problem for row in surveyed.values() if row.problem},
+    }
+    assignment = assign_splits(work, usable)
+    write_quarantine(work, broken, assignment.left_out)
+    check_share(work, broken)
+    results = run_shards(work, plan_shards(work, usable, assignment.splits))
+    for result in results:
+        broken.update(result.broken)
+    write_quarantine(work, broken, assignment.left_out)
+    check_share(work, broken)
+    manifest = commit(work, results, surveyed, assignment, broken)
+    num_new = sum(len(result.sha256) for result in results)
+    seconds = time.perf_counter() - started
+    figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
+    report = with_duplicates(config, summary(work, manifest, "ingested" if num_new else "already done", figures))
+    reporting.save(report)
+    return report
+
+
+def commit(
+    work: Work,
+    results: Sequence[ShardResult],
+    surveyed: Mapping[str, Surveyed],
+    assignment: Assignment,
+    broken: Mapping[str, str],
+) -> Manifest:
+    """Writes index and manifest, and clears away what only an unfinished job needs."""
+    output = work.config.output
+    new = [result.entry for result in results if result.entry]
+    entries = [*(work.done.shards if work.done else ()), *new]
+    if not entries:
+        raise ValueError(f"none of the {work.num_listed} pairs is usable; see {storage.join(output, QUARANTINE)}")
+    rows = dict(work.known)
+    for result in results:
+        for pair_id, sha256 in result.sha256.items():
+            rows[pair_id] = IndexRow(
+                pair_id=pair_id,
+                split=assignment.splits[pair_id],
+                scene=assignment.scenes[pair_id],
+                shard=result.name,
+                sha256=sha256,
+                normal_sha256=surveyed[pair_id].normal_sha256,
+                layout_scene=work.sources[pair_id].scene,
+            )
+    manifest = Manifest(
+        kind="pairs",
+        spec=work.spec,
+        shards=tuple(entries),
+        facts=manifest_facts(rows.values(), len(broken), len(assignment.left_out)),
+    )
+    write_index(output, rows.values())
+    shards.write_manifest(output, manifest)
+    clear(output, manifest)
+    return manifest
+
+
+def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict[str, Any]:
+    """Pairs and scenes per split; figures that are the same however the job was interrupted."""
+    by_split: dict[str, list[IndexRow]] = defaultdict(list)
+    for row in rows:
+        by_split[row.split].append(row)
+    splits: dict[str, dict[str, Any]] = {
+        split: {"pairs": len(members), "scenes": len({row.scene for row in members})}
+        for split, members in sorted(by_split.items())
+    }
+    if sum(map(len, by_split.values())) <= MOST_LISTED_PAIRS:
+        for split, members in by_split.items():
+            splits[split]["pair_ids"] = sorted(row.pair_id for row in members)
+    return {"splits": splits, "broken": broken, "left_out": left_out}
+
+
+def clear(output: str, manifest: Manifest) -> None:
+    """Removes the notes of unfinished jobs, and shards that no plan holds any more."""
+    keep = {entry.name for entry in manifest.shards}
+    for name in storage.list_files(storage.join(output, "shards")):
+        if name.rpartition(".")[0] not in keep:
+            storage.delete(storage.join(output, "shards", name))
+    for folder in (SURVEY, PIECES):
+        clear_folder(storage.join(output, folder))
+
+
+def summary(work: Work, manifest: Manifest, title: str, figures: Mapping[str, Any] | None = None) -> Report:
+    """Pairs, scenes and shards per split, and what was not taken."""
+    output, counts = work.config.output, manifest.facts
+    facts = {"key": manifest.key, "broken": counts["broken"], "left out": counts["left_out"]}
+    if counts["broken"] or counts["left_out"]:
+        facts["reasons"] = storage.join(output, QUARANTINE)
+    if work.num_gone:
+        facts["no longer in the source (kept)"] = work.num_gone
+    rows = [
+        {
+            "split": split,
+            "pairs": split_counts["pairs"],
+            "scenes": split_counts["scenes"],
+            "shards": sum(entry.split == split for entry in manifest.shards),
+            "MB": sum(entry.bytes for entry in manifest.shards if entry.split == split) / 1e6,
+        }
+        for split, split_counts in counts["splits"].items()
+    ]
+    title = f"{title}: {manifest.num_rows} pairs in {output}"
+    return Report(title=title, rows=rows, facts={**facts, **(figures or {})}, url=output)
+
+
+def with_duplicates(config: IngestConfig, report: Report) -> Report:
+    """Adds what the dataset shares with the one it is checked against, if any."""
+    if not config.against:
+        return report
+    found = duplicates_between(config.output, config.against)
+    url = storage.join(config.output, DUPLICATES)
+    storage.write_bytes(url, "".join(json.dumps(row) + "\n" for row in found).encode())
+    whole = sum(row["same"] == "pair" for row in found)
+    facts = {
+        "pairs also in the other dataset": whole,
+        "pairs that share only the normal image with it": len(found) - whole,
+        "duplicates": url,
+    }
+    return Report(title=report.title, rows=report.rows, facts={**report.facts, **facts}, url=report.url)
+
+
+def duplicates_between(url_a: str, url_b: str) -> list[dict[str, str]]:
+    """Pairs of two datasets with the same pixels, whatever their names and encodings.
+
+    Returns:
+        Rows of `a` and `b` (pair ids), `split_a`, `split_b`, and `same`: `pair`, or `normal` when only the normal
+        images are the same. A pair of `a` comes once, with its closest partner in `b`.
+    """
+    first, second = (read_index(url, shards.read_manifest(url, "pairs")) for url in (url_a, url_b))
+    by_pair = {row.sha256: row for row in reversed(second.values())}
+    by_normal = {row.normal_sha256: row for row in reversed(second.values())}
+    found = []
+    for row in first.values():
+        whole = by_pair.get(row.sha256)
+        other = whole or by_normal.get(row.normal_sha256)
+        if other is not None:
+            same = "pair" if whole else "normal"
+            found.append(
+                {"a": row.pair_id, "b": other.pair_id, "split_a": row.split, "split_b": other.split, "same": same}
+            )
+    return found
+
+
+def read_pairs(url: str, entry: ShardEntry) -> pa.Table:
+    """A shard's pairs in `PAIR_SCHEMA`, after its checksum was verified."""
+    return shards.read_shard(url, entry)
+
+
+def decode_pair(row: Mapping[str, Any]) -> tuple[NDArray[uint8], NDArray[uint8]]:
+    """The (low, normal) images of a row of a pair shard, each [H, W, 3] uint8 RGB of the same size."""
+    return images.decode(row["low"]), images.decode(row["normal"])
+
+
+def split_shards(manifest: Manifest, split: str) -> list[ShardEntry]:
+    """The shards of one split, in order.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [entry for entry in manifest.shards if entry.split == split]
+    if not found:
+        present = ", ".join(sorted({entry.split for entry in manifest.shards})) or "none"
+        raise ValueError(
+            f"split {split} holds no pairs (there are: {present}); choose one of these, or ingest again with another "
+            "--validation-share, --split-seed or --splits"
+        )
+    return found
+
+
+def plan_ingest(config: IngestConfig) -> Report:
+    """What `ingest` would do (`--dry-run`): reads a few pairs to estimate bytes and time, and writes nothing."""
+    work = find_work(config)
+    whole = [pair for pair in work.sources.values() if not pair.problem]
+    sample = measure(config, whole)
+    cpus = usable_cpus()
+    facts = {
+        "already ingested": len(work.known),
+        "to ingest": len(whole),
+        "broken as listed": len(work.sources) - len(whole),
+        "shards, about": math.ceil(len(whole) / config.pairs_per_shard),
+        "MB, about": sample.bytes_per_pair * len(whole) / 1e6,
+        "minutes, about": sample.seconds_per_pair * len(whole) / cpus / 60,
+        "measured on": f"{sample.num_pairs} pairs; {cpus} CPUs",
+    }
+    by_split: dict[str, int] = defaultdict(int)
+    for pair in whole:
+        by_split[work.fixed.get(pair.pair_id, pair.split) or "drawn by scene: train or validation"] += 1
+    rows = [{"split": split, "pairs": count} for split, count in sorted(by_split.items())]
+    return Report(
+        title=f"plan: {len(whole)} pairs of layout {config.layout} into {config.output}", rows=rows, facts=facts
+    )

@@ -1,0 +1,256 @@
+"""How `ingest` gets from a source to shards: list, survey, split by scene, plan, write.
+
+The plan of shards is a pure function of what the source holds and of the config, so a rerun does exactly what
+is missing: pairs that a finished dataset already has stay in their shards, and new ones get shards of their own.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from pipelines import shards, storage
+from pipelines.config.jobs import IngestConfig
+from pipelines.pairs import layouts, ray_tasks, scenes, tables
+from pipelines.pairs.index import IndexRow, read_index
+from pipelines.pairs.layouts import PairSource
+from pipelines.pairs.ray_tasks import CHANGED, READERS, SURVEY, Darkening, ShardResult, Surveyed, Task
+from pipelines.pairs.scenes import Assignment, Member
+from pipelines.redaction import redact
+from pipelines.shards import Manifest
+
+QUARANTINE = "quarantine.jsonl"
+# Bounds a shard, and so a task's memory, when photographs are large; low images weigh less than normal ones.
+MOST_NORMAL_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What an ingest finds when it starts.
+
+    Attributes:
+        spec: what determines the content; recorded in the manifest.
+        done: the finished dataset at the output, if there is one.
+        known: its pairs.
+        sources: the other pairs of the source, by `pair_id`.
+        fixed: splits that the user gave, by `pair_id`.
+        num_listed: pairs that the source holds, whatever their state.
+    """
+
+    config: IngestConfig
+    spec: Mapping[str, Any]
+    done: Manifest | None
+    known: Mapping[str, IndexRow]
+    sources: Mapping[str, PairSource]
+    fixed: Mapping[str, str]
+    num_listed: int
+
+    @property
+    def num_gone(self) -> int:
+        """Pairs of the dataset that the source no longer holds."""
+        return len(self.known) - (self.num_listed - len(self.sources))
+
+    @property
+    def key(self) -> str:
+        return shards.spec_key(self.spec)
+
+
+def pair_spec(config: IngestConfig) -> dict[str, Any]:
+    """What determines a pair dataset's content; without credentials that a URL may carry."""
+    urls = {
+        name: redact(storage.resolve(getattr(config, name))) if getattr(config, name) else ""
+        for name in ("source", "low", "normal", "splits")
+    }
+    names = ("layout", "pattern", "validation_share", "split_seed", "pairs_per_shard")
+    spec = {**urls, **{name: getattr(config, name) for name in names}}
+    if config.layout == "degrade":
+        # As JSON gives it back, so that the spec of a manifest equals the one it was written from.
+        spec |= {"degrade": json.loads(json.dumps(asdict(config.degrade))), "degrade_seed": config.degrade_seed}
+    return spec
+
+
+def find_work(config: IngestConfig) -> Work:
+    """Lists the source and what the output already has.
+
+    Raises:
+        ValueError: if the source holds no pairs, the output was made with other settings, or a split is in doubt.
+    """
+    spec = pair_spec(config)
+    done = None
+    known: dict[str, IndexRow] = {}
+    if storage.exists(storage.join(config.output, shards.MANIFEST)):
+        done = shards.read_manifest(config.output, "pairs")
+        shards.refuse_mismatch(done.spec, spec, config.output)
+        known = read_index(config.output, done)
+    listed = layouts.list_pairs(config)
+    fixed = tables.read_splits(config.splits) if config.splits else {}
+    check_fixed(config, fixed, listed, known)
+    sources = {pair.pair_id: pair for pair in listed if pair.pair_id not in known}
+    return Work(config=config, spec=spec, done=done, known=known, sources=sources, fixed=fixed, num_listed=len(listed))
+
+
+def check_fixed(
+    config: IngestConfig, fixed: Mapping[str, str], listed: Sequence[PairSource], known: Mapping[str, IndexRow]
+) -> None:
+    strangers = sorted(set(fixed) - {pair.pair_id for pair in listed})
+    if strangers:
+        raise ValueError(
+            f"{config.splits} names {len(strangers)} pairs that the source does not hold, such as {strangers[0]!r}; "
+            f"pair ids look like {listed[0].pair_id!r}"
+        )
+    for pair_id, split in fixed.items():
+        if pair_id in known and known[pair_id].split != split:
+            raise ValueError(
+                f"{config.splits} puts {pair_id} in {split}, but it was ingested as {known[pair_id].split}; "
+                "use another output to draw the splits anew"
+            )
+
+
+def run_survey(work: Work) -> dict[str, Surveyed]:
+    """The normal images of all new pairs, read once; what a killed job read already is not read again."""
+    config = work.config
+    known: dict[str, Surveyed] = {}
+    folder = storage.join(config.output, SURVEY)
+    for found in read_survey(folder, work.key):
+        pair = work.sources.get(found.pair_id)
+        # Broken images are looked at again: they may have been mended meanwhile.
+        if pair and pair.normal == found.normal and not found.problem:
+            known[pair.pair_id] = replace(found, low=pair.low)
+    missing = [
+        Surveyed(pair_id=pair.pair_id, low=pair.low, normal=pair.normal)
+        for pair in work.sources.values()
+        if not pair.problem and pair.pair_id not in known
+    ]
+    tasks = [Task(name=f"{work.key}-{digest(part)}", members=part) for part in chunks(missing, config.pairs_per_shard)]
+    survey = partial(ray_tasks.survey, output=config.output)
+    for rows in ray_tasks.run_tasks(survey, ray_tasks.surveyed_from, tasks, "reading normal images"):
+        known.update((row.pair_id, row) for row in rows)
+    return known
+
+
+def read_survey(folder: str, key: str) -> Iterator[Surveyed]:
+    """What jobs with this key have surveyed so far."""
+    names = [name.removesuffix(".json") for name in storage.list_files(storage.join(folder, "shards"))]
+    finished = [name for name in names if name.startswith(key) and not name.endswith(".arrow")]
+    with ThreadPoolExecutor(READERS) as pool:
+        for table in pool.map(lambda n: shards.read_shard(folder, shards.read_commit_record(folder, n)), finished):
+            yield from (Surveyed(**row) for row in table.to_pylist())
+
+
+def chunks(rows: Iterable[Surveyed], size: int) -> Iterator[tuple[Surveyed, ...]]:
+    """Runs of at most `size` pairs, and fewer where their images are large."""
+    part: list[Surveyed] = []
+    for row in rows:
+        if part and (len(part) == size or sum(r.file_bytes for r in part) + row.file_bytes > MOST_NORMAL_BYTES):
+            yield tuple(part)
+            part = []
+        part.append(row)
+    if part:
+        yield tuple(part)
+
+
+def digest(members: Iterable[Surveyed], *more: str) -> str:
+    """Names a list of pairs: the same for the same pairs with the same normal images."""
+    names = [f"{member.pair_id}\n{member.file_bytes} {member.file_crc32}" for member in members]
+    return hashlib.sha256("\n".join([*names, *more]).encode()).hexdigest()[:12]
+
+
+def assign_splits(work: Work, usable: Sequence[Surveyed]) -> Assignment:
+    committed = [
+        Member(
+            pair_id=row.pair_id,
+            labels=scenes.labels_of(row.normal_sha256, row.layout_scene),
+            split=row.split,
+            committed=True,
+        )
+        for row in work.known.values()
+    ]
+    new = [
+        Member(
+            pair_id=row.pair_id,
+            labels=scenes.labels_of(row.normal_sha256, work.sources[row.pair_id].scene),
+            split=work.fixed.get(row.pair_id, work.sources[row.pair_id].split),
+        )
+        for row in usable
+    ]
+    return scenes.assign([*committed, *new], work.config.validation_share, work.config.split_seed)
+
+
+def plan_shards(work: Work, usable: Sequence[Surveyed], splits: Mapping[str, str]) -> list[Task]:
+    """The shards of the new pairs: per split, in the order of `pair_id`, numbered on from those that are there."""
+    config = work.config
+    by_split: dict[str, list[Surveyed]] = defaultdict(list)
+    for row in sorted(usable, key=lambda row: row.pair_id):
+        if row.pair_id in splits:
+            by_split[splits[row.pair_id]].append(row)
+    numbers = Counter(entry.split for entry in work.done.shards) if work.done else Counter[str]()
+    tasks = []
+    for split, rows in sorted(by_split.items()):
+        for number, part in enumerate(chunks(rows, config.pairs_per_shard), start=numbers[split]):
+            name = f"{split}-{number:05d}-{digest(part, work.key)}"
+            tasks.append(Task(name=name, members=part, split=split))
+    return tasks
+
+
+def run_shards(work: Work, tasks: Sequence[Task]) -> list[ShardResult]:
+    """The planned shards in their order; those that a killed job finished are only read back.
+
+    A shard that lacks a pair which was broken is made again: the pair may have been mended meanwhile.
+    """
+    config, output = work.config, work.config.output
+    results = {result.name: result for result in finished_shards(output, tasks)}
+    for result in list(results.values()):
+        if result.broken:
+            storage.delete(storage.join(output, "shards", f"{result.name}.json"))
+            del results[result.name]
+    missing = [task for task in tasks if task.name not in results]
+    darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
+    write_pairs = partial(ray_tasks.write_pairs, output=output, darkening=darkening)
+    for result in ray_tasks.run_tasks(write_pairs, ray_tasks.result_from, missing, "writing pairs"):
+        results[result.name] = result
+        if CHANGED in result.broken.values():
+            clear_folder(storage.join(output, SURVEY))  # it is out of date
+    return [results[task.name] for task in tasks]
+
+
+def clear_folder(url: str) -> None:
+    for name in storage.list_files(url):
+        storage.delete(storage.join(url, name))
+
+
+def finished_shards(output: str, tasks: Sequence[Task]) -> list[ShardResult]:
+    files = set(storage.list_files(storage.join(output, "shards")))
+    names = [task.name for task in tasks if {f"{task.name}.json", f"{task.name}.arrow"} <= files]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda name: ray_tasks.read_result(output, name), names))
+
+
+def write_quarantine(work: Work, broken: Mapping[str, str], left_out: Mapping[str, str]) -> None:
+    """`quarantine.jsonl`: every pair that is in no shard, with the reason."""
+    lines = []
+    for pair_id, reason in sorted({**broken, **left_out}.items()):
+        pair = work.sources[pair_id]
+        kind = "left out" if pair_id in left_out else "broken"
+        row = {
+            "pair_id": pair_id,
+            "kind": kind,
+            "reason": reason,
+            "low": redact(pair.low),
+            "normal": redact(pair.normal),
+        }
+        lines.append(json.dumps(row) + "\n")
+    storage.write_bytes(storage.join(work.config.output, QUARANTINE), "".join(lines).encode())
+
+
+def check_share(work: Work, broken: Mapping[str, str]) -> None:
+    share, most = len(broken) / work.num_listed, work.config.max_bad
+    if share > most:
+        pair_id, reason = min(broken.items())
+        raise ValueError(
+            f"{len(broken)} of {work.num_listed} pairs are broken ({share:.1%}), but max_bad is {most:.1%}; the first "
+            f"is {pair_id}: {reason}; see {storage.join(work.config.output, QUARANTINE)}, mend them, or raise --max-bad"
+        )

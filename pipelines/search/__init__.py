@@ -1,0 +1,1 @@
+"""Ray Tune over the reflectance and loss weights."""

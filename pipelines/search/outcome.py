@@ -1,0 +1,156 @@
+"""What a sweep leaves: the table of its trials, the best configuration, plots."""
+
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from ray.tune import Result
+
+from pipelines import reporting, shards, storage
+from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.reporting import Report, Row
+from pipelines.search import plotting
+from pipelines.search.space import Dimension, Values
+from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
+from pipelines.tracking import RunWriter
+
+BEST, CONFIG, PLOTS = "best.toml", "config.json", "plots"
+# Settings that a rerun may change, because the trials' results do not depend on them.
+FREE_SETTINGS = ("output", "concurrent", "then_distill")
+FREE_DISTILL_SETTINGS = ("output", "compute", "tracking")
+
+
+def record(config: TuneConfig) -> None:
+    """Writes the settings of a new sweep; refuses to go on with one that was started with others."""
+    settings = json.loads(json.dumps(asdict(config)))
+    settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
+    for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
+        settings.pop(name)
+    url = storage.join(config.output, CONFIG)
+    if storage.exists(url):
+        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the sweep at {config.output}")
+        return
+    storage.check_writable(config.output)
+    storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+
+
+def table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
+    """One row per trial, those that reached the last step first, the best of them on top."""
+    rows = [row_of(sweep, result) for result in results]
+
+    def rank(row: Row) -> tuple[bool, int, float]:
+        return row["outcome"] == "finished", row[STEP], -math.inf if row[OBJECTIVE] is None else row[OBJECTIVE]
+
+    return sorted(rows, key=rank, reverse=True)
+
+
+def row_of(sweep: Sweep, result: Result) -> Row:
+    metrics = result.metrics or {}
+    step = int(metrics.get(STEP, 0))
+    outcome = "failed" if result.error else "finished" if step >= sweep.num_steps else "stopped"
+    values = {dimension.key: (result.config or {}).get(dimension.key) for dimension in sweep.dimensions}
+    figures = {name: metrics.get(name) for name in sweep.metrics}
+    trial = storage.name_of(result.path)
+    return {"trial": trial, "outcome": outcome, STEP: step, **values, OBJECTIVE: metrics.get(OBJECTIVE), **figures}
+
+
+def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
+    """Writes plots, report.json and, last, best.toml, whose presence says that the sweep is done.
+
+    Raises:
+        ValueError: if no trial reached the end.
+    """
+    config, dimensions = sweep.config, sweep.dimensions
+    rows = table(sweep, results)
+    if not rows or rows[0]["outcome"] != "finished":
+        raise ValueError(
+            f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); mend the cause "
+            "and run the same command again"
+        )
+    counts = Counter(str(row["outcome"]) for row in rows)
+    facts = {"metric": config.metric, **counts, "best": rows[0]["trial"], BEST: storage.join(config.output, BEST)}
+    title = f"Trials, best first by {config.metric}"
+    report = Report(title=title, rows=rows, facts=facts, url=config.output)
+    curves = {storage.name_of(result.path): curve_of(result) for result in results}
+    plots = plotting.draw(sweep, rows, curves)
+    for name, data in plots.items():
+        storage.write_bytes(storage.join(config.output, PLOTS, name), data)
+    reporting.save(report)
+    best = to_toml(sweep.full_config(best_values(rows, dimensions))).encode()
+    storage.write_bytes(storage.join(config.output, BEST), best)
+    log_results(sweep, writer, rows, plots, best)
+    return replace(report, rows=shown(rows, config.metric))
+
+
+def shown(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The table as the terminal has room for it; report.json has all of it."""
+    hidden = {STEP, *(name for name in rows[0] if name.endswith("_gt_mean"))}
+    hidden |= {OBJECTIVE} if metric in rows[0] else set()
+    return [{name.rpartition(".")[2]: value for name, value in row.items() if name not in hidden} for row in rows]
+
+
+def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes], best: bytes) -> None:
+    """Sends the sweep's files and best figures to its run."""
+    files = {**plots, BEST: best, "trials.json": json.dumps([dict(row) for row in rows], indent=1).encode()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            path = Path(folder, name)
+            path.write_bytes(data)
+            writer.artifact(path, PLOTS if name in plots else "")
+    writer.metrics(
+        {f"best/{name}": rows[0][name] for name in sweep.metrics if rows[0][name] is not None}, step=len(rows)
+    )
+
+
+def describe_errors(results: Sequence[Result]) -> str:
+    errors = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
+    return errors[0] if errors else "all were stopped; lower --distill.optim.learning-rate"
+
+
+def curve_of(result: Result) -> tuple[list[int], list[float]]:
+    """(steps, objective) of a trial's validations."""
+    frame = result.metrics_dataframe
+    if frame is None or OBJECTIVE not in frame:
+        return [], []
+    known = frame.drop_duplicates(STEP, keep="last").sort_values(STEP)
+    return [int(step) for step in known[STEP]], [float(value) for value in known[OBJECTIVE]]
+
+
+def saved(output: str) -> Report:
+    """The report of a sweep that is done."""
+    document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
+    facts = {name: value for name, value in document.items() if name not in ("title", "rows")}
+    rows = shown(document["rows"], document["metric"])
+    return Report(title=f"The sweep is already done: {output}", rows=rows, facts=facts)
+
+
+def saved_rows(output: str) -> list[Row]:
+    """The whole table of a sweep that is done."""
+    rows: list[Row] = json.loads(storage.read_bytes(storage.join(output, "report.json")))["rows"]
+    return rows
+
+
+def to_toml(config: DistillConfig) -> str:
+    """A distillation as the TOML file that `jobs/distill.py --config` takes."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(part) for name, part in value.items()}
+        # Sequences are given as on the command line: 16,8,4.
+        return ",".join(str(part) for part in value) if isinstance(value, (list, tuple)) else value
+
+    settings = plain(asdict(config))
+    # Tracking belongs to whoever runs it, and its URI may hold a password.
+    del settings["tracking"]
+    return tomli_w.dumps(settings)
+
+
+def best_values(rows: Sequence[Row], dimensions: Sequence[Dimension]) -> Values:
+    """The searched settings of the best trial, which is on top."""
+    return {dimension.key: rows[0][dimension.key] for dimension in dimensions}

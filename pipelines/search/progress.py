@@ -1,0 +1,137 @@
+"""What a sweep says while it runs: lines on the terminal, and the state of the trials' MLflow runs."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from ray.tune import Callback, Result
+
+from pipelines import storage, tracking
+from pipelines.delivery.outbox import Outbox
+from pipelines.reporting import Row, format_value
+from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
+from pipelines.tracking import OFF, RunHandle, RunWriter, Status
+
+CLOSE_TIMEOUT_S = 20.0
+ENDINGS_KEPT = 10_000
+Outcome = Literal["finished", "stopped", "failed"]
+
+
+class Ending(NamedTuple):
+    """A trial's run, and what it ended as."""
+
+    run: RunHandle
+    status: Status
+    tags: dict[str, str]
+
+
+@dataclass
+class Watch:
+    """What this process knows about the sweep that it runs."""
+
+    sweep: Sweep
+    parent: RunHandle
+    writer: RunWriter
+    started: float = field(default_factory=time.monotonic)
+    ended_here: int = 0
+    best: float = float("-inf")
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.endings = Outbox[Ending]("ends of trials", self._end, capacity=ENDINGS_KEPT)
+
+    @staticmethod
+    def _end(batch: Sequence[Ending]) -> None:
+        for ending in batch:
+            tracking.end_run(ending.run, ending.status, ending.tags)
+
+    def number(self, trial: Any) -> int:
+        return self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+
+    def heard(self, trial: Any, result: dict[str, Any]) -> None:
+        """A trial has looked at the validation images."""
+        where = f"trial {self.number(trial)}/{self.sweep.num_trials} ({trial.trial_id})"
+        print(
+            f"{where} step {result[STEP]}/{self.sweep.num_steps}: {self.sweep.config.metric} "
+            f"{format_value(float(result[OBJECTIVE]))}",
+            flush=True,
+        )
+
+    def ended(self, trial: Any, trials: Sequence[Any], *, failed: bool) -> None:
+        """A trial has reached its end, was stopped, or failed."""
+        self.ended_here += 1
+        result = trial.last_result or {}
+        outcome = self.end_run(trial.trial_id, trial.config, result, failed=failed)
+        done = sum(other.is_finished() for other in trials if other is not trial) + 1
+        if outcome == "finished":
+            self.best = max(self.best, result[OBJECTIVE])
+            self.writer.metrics({"sweep/objective": result[OBJECTIVE], "sweep/best": self.best}, step=done)
+        best = self.best if math.isfinite(self.best) else None
+        left = (time.monotonic() - self.started) / self.ended_here * (self.sweep.num_trials - done)
+        print(
+            f"trial {self.number(trial)} {outcome}; {done}/{self.sweep.num_trials} done, "
+            f"best {self.sweep.config.metric} {format_value(best)}, about {left / 60:.0f} min left",
+            flush=True,
+        )
+
+    def settle(self, result: Result) -> None:
+        """Makes sure that a trial's run is ended, also where an earlier process was killed before it said so."""
+        trial_id = storage.name_of(result.path)
+        self.end_run(trial_id, result.config or {}, result.metrics or {}, failed=result.error is not None)
+
+    def end_run(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any], *, failed: bool) -> Outcome:
+        complete = result.get(STEP, 0) >= self.sweep.num_steps
+        outcome: Outcome = "failed" if failed else "finished" if complete else "stopped"
+        run = self.sweep.trial_run(trial_id, values, self.parent)
+        tags = {"reddit.outcome": outcome, "reddit.steps": str(result.get(STEP, 0))}
+        self.endings.put([Ending(run, "FAILED" if failed else "FINISHED", tags)])
+        return outcome
+
+
+_watch: Watch | None = None
+
+
+@contextlib.contextmanager
+def watching(sweep: Sweep, parent: RunHandle, writer: RunWriter) -> Iterator[Watch]:
+    """Makes this the sweep that `SweepProgress` tells about."""
+    global _watch  # noqa: PLW0603 - see SweepProgress
+    _watch = Watch(sweep, parent, writer)
+    try:
+        yield _watch
+    finally:
+        _watch.endings.close(CLOSE_TIMEOUT_S)
+        _watch = None
+
+
+def settle(sweep: Sweep, parent: RunHandle, rows: Sequence[Row]) -> None:
+    """Ends the trials' runs of a sweep that is done, where the server was away when they ended."""
+    if not parent.run_id:
+        return
+    watch = Watch(sweep, parent, RunWriter(OFF))
+    for row in rows:
+        values = {dimension.key: row[dimension.key] for dimension in sweep.dimensions}
+        watch.end_run(row["trial"], values, row, failed=row["outcome"] == "failed")
+    watch.endings.close(CLOSE_TIMEOUT_S)
+
+
+class SweepProgress(Callback):
+    """Tells the watch of this process what happens.
+
+    Tune pickles its callbacks, and on a restore brings back the old ones whatever is passed. So this one holds
+    nothing, and looks its sweep up in this module.
+    """
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if _watch is not None:
+            _watch.heard(trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        if _watch is not None:
+            _watch.ended(trial, trials, failed=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        if _watch is not None:
+            _watch.ended(trial, trials, failed=True)

@@ -1,0 +1,235 @@
+"""What a sweep searches over, and what it maximizes, from the text of the command line."""
+
+import itertools
+import math
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Literal
+
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import require
+from pipelines.training.validation import LPIPS
+
+Kind = Literal["uniform", "loguniform", "choice"]
+Values = dict[str, Any]
+"""One trial's own settings by dotted key of a distillation."""
+
+DIMENSION = re.compile(r"^\s*([a-z_.]+)\s*=\s*(uniform|loguniform|choice)\(([^()]*)\)\s*$")
+TERM = re.compile(r"\s*([+-]?)\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([a-z_]+)\s*")
+# What a trial may not change: where things are, and what makes trials comparable or their one cache shared.
+FIXED = ("cache", "teacher", "output", "pairs", "lpips", "stages", "progressive", "trajectories", "segment")
+FIXED_PARTS = (*FIXED, "tracking", "compute", "checkpoint", "norm_groups", "optim.steps")
+METRICS = ("psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness")
+SHARPNESS_GAP = "sharpness_gap"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched setting: a dotted key, and its two limits or its choices."""
+
+    key: str
+    kind: Kind
+    values: tuple[Any, ...]
+
+    def holds(self, value: Any) -> bool:
+        """Whether the search could draw this value."""
+        return value in self.values if self.kind == "choice" else self.values[0] <= value <= self.values[1]
+
+
+def default_space(base: DistillConfig) -> tuple[str, ...]:
+    """Reflectance and loss weights and the learning rate; the perceptual weight only where a backbone is given."""
+    perceptual = ("loss.perceptual=uniform(0,1)",) if base.lpips else ()
+    weights = ("refine_weight=uniform(0,1)", "loss.pixel=uniform(0,2)", *perceptual)
+    return (*weights, "optim.learning_rate=loguniform(1e-5,1e-3)")
+
+
+def parse_space(texts: Sequence[str], base: DistillConfig) -> tuple[Dimension, ...]:
+    """The dimensions that `key=uniform(a,b)`, `key=loguniform(a,b)` and `key=choice(a,b,...)` stand for.
+
+    Raises:
+        ValueError: if a text, key, limit or choice is not a usable one.
+    """
+    dimensions = tuple(_parse_dimension(text, base) for text in texts)
+    keys = [dimension.key for dimension in dimensions]
+    for key in keys:
+        require(keys.count(key) == 1, f"space names {key} {keys.count(key)} times, but each key once is enough")
+    for dimension in dimensions:
+        for value in dimension.values:
+            with_values(base, {dimension.key: value})  # refuses what a distillation refuses
+    return dimensions
+
+
+def _parse_dimension(text: str, base: DistillConfig) -> Dimension:
+    match = DIMENSION.match(text)
+    if match is None:
+        raise ValueError(f"space {text!r} must be KEY=uniform(a,b), KEY=loguniform(a,b) or KEY=choice(a,b,...)")
+    key, kind, words = match[1], match[2], [word.strip() for word in match[3].split(",")]
+    values = tuple(parse_value(base, key, word) for word in words)
+    if kind == "choice":
+        return Dimension(key, "choice", values)
+    numbers = all(isinstance(value, float) for value in values)
+    require(
+        len(values) == 2 and numbers and values[0] < values[1],
+        f"space {text!r} must have two rising limits of a fractional setting; use {key}=choice(...) for others",
+    )
+    require(kind == "uniform" or values[0] > 0, f"space {text!r} has the limit {words[0]}, but a logarithm needs > 0")
+    return Dimension(key, "uniform" if kind == "uniform" else "loguniform", values)
+
+
+def parse_value(base: DistillConfig, key: str, word: str) -> Any:
+    """The value that a word means for a dotted key, by that setting's type.
+
+    Raises:
+        ValueError: if the key is none that a trial may change, or the word is no value of it.
+    """
+    kind = type_of(key)
+    if any(key == name or key.startswith(f"{name}.") for name in FIXED_PARTS):
+        raise ValueError(f"{key} cannot be searched, since all trials share it; searchable are {', '.join(keys(base))}")
+    if kind is None:
+        raise ValueError(f"{key} is no setting of a distillation; searchable are {', '.join(keys(base))}")
+    if typing.get_origin(kind) is Literal:
+        options = typing.get_args(kind)
+        require(word in options, f"{key} is {word!r}, but must be one of {', '.join(options)}")
+        return word
+    if kind is bool:
+        require(word in {"true", "false"}, f"{key} is {word!r}, but must be true or false")
+        return word == "true"
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{key} is {word!r}, but must be {'a number' if kind is float else 'an integer'}") from None
+
+
+def type_of(key: str) -> Any:
+    """The type of a dotted setting of a distillation; None if there is none, or it is a group of settings."""
+    kind: Any = DistillConfig
+    for name in key.split("."):
+        kind = typing.get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return None if is_dataclass(kind) else kind
+
+
+def keys(base: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys that a trial may change."""
+    for name in typing.get_type_hints(type(base)):
+        key, value = f"{prefix}{name}", getattr(base, name)
+        if key in FIXED_PARTS:
+            continue
+        if is_dataclass(value):
+            yield from keys(value, f"{key}.")
+        else:
+            yield key
+
+
+def value_of(base: Any, key: str) -> Any:
+    """The value that a dotted key has now."""
+    for name in key.split("."):
+        base = getattr(base, name)
+    return base
+
+
+def with_values(base: DistillConfig, values: Mapping[str, Any]) -> DistillConfig:
+    """The distillation with dotted settings replaced."""
+    return typing.cast(DistillConfig, _with_values(base, values))
+
+
+def _with_values(node: Any, values: Mapping[str, Any]) -> Any:
+    groups: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        if rest:
+            groups.setdefault(name, {})[rest] = value
+        else:
+            changes[name] = value
+    changes |= {name: _with_values(getattr(node, name), part) for name, part in groups.items()}
+    return replace(node, **changes)
+
+
+def parse_points(texts: Sequence[str], dimensions: Sequence[Dimension], base: DistillConfig) -> list[Values]:
+    """`key=value,key=value` as full points of the space; what is not named keeps the distillation's own value.
+
+    Raises:
+        ValueError: if a key is not searched, or a value lies outside its limits.
+    """
+    return [_parse_point(text, {dimension.key: dimension for dimension in dimensions}, base) for text in texts]
+
+
+def _parse_point(text: str, dimensions: Mapping[str, Dimension], base: DistillConfig) -> Values:
+    point = {key: value_of(base, key) for key in dimensions}
+    for part in text.split(","):
+        key, _, word = (piece.strip() for piece in part.partition("="))
+        require(key in dimensions, f"points has {part!r}, but must be KEY=VALUE with KEY of {', '.join(dimensions)}")
+        point[key] = parse_value(base, key, word)
+    for key, value in point.items():
+        limits = f"{dimensions[key].kind}({','.join(str(limit) for limit in dimensions[key].values)})"
+        require(
+            dimensions[key].holds(value),
+            f"the point {text!r} has {key}={value}, but the space is {limits}; widen it with --space, or name {key}",
+        )
+    return point
+
+
+def own_point(dimensions: Sequence[Dimension], base: DistillConfig) -> list[Values]:
+    """The distillation's own values as the first point to try, if the space holds them."""
+    point = {dimension.key: value_of(base, dimension.key) for dimension in dimensions}
+    return [point] if all(dimension.holds(point[dimension.key]) for dimension in dimensions) else []
+
+
+def grid_points(dimensions: Sequence[Dimension]) -> list[Values]:
+    """Every combination of the choices.
+
+    Raises:
+        ValueError: if a dimension is a range.
+    """
+    for dimension in dimensions:
+        require(
+            dimension.kind == "choice",
+            f"search grid needs lists, but {dimension.key} is {dimension.kind}; use {dimension.key}=choice(a,b,...)",
+        )
+    names = [dimension.key for dimension in dimensions]
+    return [
+        dict(zip(names, combination, strict=True))
+        for combination in itertools.product(*(dimension.values for dimension in dimensions))
+    ]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximized: a weighted sum of validation metrics."""
+
+    terms: tuple[tuple[float, str], ...]
+
+    def __call__(self, metrics: Mapping[str, Any]) -> float | None:
+        """The sum; None where a metric is missing or not finite."""
+        known = {name: float(metrics[name]) for name in (*METRICS, LPIPS) if name in metrics}
+        if "sharpness" in known:
+            known[SHARPNESS_GAP] = abs(1 - known["sharpness"])
+        if any(name not in known for _, name in self.terms):
+            return None
+        total = sum(weight * known[name] for weight, name in self.terms)
+        return total if math.isfinite(total) else None
+
+
+def parse_objective(text: str, metrics: Sequence[str] = METRICS) -> Objective:
+    """`psnr`, or a sum such as `psnr + 10*ssim - 5*sharpness_gap`, of the metrics that a validation measures.
+
+    Raises:
+        ValueError: if it is no such sum of known metrics.
+    """
+    terms: list[tuple[float, str]] = []
+    position = 0
+    while position < len(text):
+        match = TERM.match(text, position)
+        known = match is not None and match[3] in (*metrics, SHARPNESS_GAP)
+        if match is None or not known or (terms and not match[1]):
+            break
+        terms.append((float(match[2] or 1) * (-1 if match[1] == "-" else 1), match[3]))
+        position = match.end()
+    require(
+        bool(terms) and position == len(text),
+        f"metric {text!r} must be a validation metric or a sum of them, such as psnr + 10*ssim - 5*sharpness_gap; "
+        f"they are {', '.join(metrics)} and {SHARPNESS_GAP} = |1 - sharpness|; lpips needs --distill.lpips URL",
+    )
+    return Objective(tuple(terms))

@@ -1,0 +1,103 @@
+"""A sweep as it was asked for, with everything that follows from its config alone."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pipelines import storage, tracking
+from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.search.space import (
+    METRICS,
+    Dimension,
+    Objective,
+    Values,
+    default_space,
+    grid_points,
+    own_point,
+    parse_objective,
+    parse_points,
+    parse_space,
+    with_values,
+)
+from pipelines.tracking import RunHandle
+from pipelines.training.validation import LPIPS
+
+TRIALS = "trials"
+# What a trial reports to Tune: the global step, and what the sweep maximizes.
+STEP, OBJECTIVE = "step", "objective"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Pickled to every trial.
+
+    Raises:
+        ValueError: from the properties, if the space, points or metric cannot be used.
+    """
+
+    config: TuneConfig
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        base = self.config.distill
+        return parse_space(self.config.space or default_space(base), base)
+
+    @cached_property
+    def objective(self) -> Objective:
+        return parse_objective(self.config.metric, self.metrics)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a trial's validation measures."""
+        return (*METRICS, LPIPS) if self.config.distill.lpips else METRICS
+
+    @cached_property
+    def first_points(self) -> list[Values]:
+        """What is tried before the search decides."""
+        base, dimensions = self.config.distill, self.dimensions
+        if self.config.search == "grid":
+            return grid_points(dimensions)
+        points = own_point(dimensions, base) + parse_points(self.config.points, dimensions, base)
+        return points[: self.config.trials]
+
+    @property
+    def num_trials(self) -> int:
+        return len(self.first_points) if self.config.search == "grid" else self.config.trials
+
+    @property
+    def steps_per_stage(self) -> int:
+        return self.config.trial_steps or self.config.distill.optim.steps
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of a whole trial."""
+        return self.steps_per_stage * len(self.config.distill.stages)
+
+    def is_validated(self, step: int) -> bool:
+        """Whether a trial has looked at the validation images right at this global step."""
+        step_of_stage = (step - 1) % self.steps_per_stage + 1
+        every = self.config.distill.checkpoint.validate_every
+        return step_of_stage % every == 0 or step_of_stage == self.steps_per_stage
+
+    def trial_config(self, trial_id: str, values: Mapping[str, Any]) -> DistillConfig:
+        """What a trial runs, under an output of its own."""
+        base = self.config.distill
+        return replace(
+            with_values(base, {**values, "optim.steps": self.steps_per_stage}),
+            output=storage.join(self.config.output, TRIALS, trial_id),
+        )
+
+    def trial_run(self, trial_id: str, values: Mapping[str, Any], parent: RunHandle) -> RunHandle:
+        """The trial's own run below the sweep's: the same one however often, and wherever, this is asked."""
+        if parent.request is None:
+            return parent
+        config = self.trial_config(trial_id, values)
+        where = replace(config.tracking, uri=parent.uri)
+        inputs = parent.request.inputs  # every trial reads what the sweep does
+        tags = {**parent.request.tags, "reddit.job": "distill", "reddit.trial": trial_id}
+        return tracking.plan_run(where, config.output, asdict(config), tags=tags, inputs=inputs, parent=parent)
+
+    def full_config(self, values: Mapping[str, Any]) -> DistillConfig:
+        """What `--then-distill` runs: the values of a trial at full length."""
+        return with_values(self.config.distill, values)

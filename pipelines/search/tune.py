@@ -1,0 +1,264 @@
+"""Ray Tune over the refinement and loss weights. Every trial is a distillation from the one shared cache."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import optuna
+import ray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from ray import tune as ray_tune
+from ray.tune import Tuner
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
+
+from pipelines import reporting, storage, tracking
+from pipelines.config.jobs import TuneConfig
+from pipelines.reporting import Report
+from pipelines.search import outcome, progress
+from pipelines.search.outcome import BEST
+from pipelines.search.progress import SweepProgress, watching
+from pipelines.search.space import Dimension, Values
+from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
+from pipelines.students import registry
+from pipelines.tracking import RunHandle
+from pipelines.training import distillation, runs
+from pipelines.training.loop import check_workers
+
+EXPERIMENT = "tune"
+DRIVER_CPUS = 0.1
+# What one trial's Ray Data tasks need beside its workers, on average; on too few they never get a turn.
+DATA_CPUS = 0.25
+ASHA_REDUCTION = 3
+SETTINGS = {
+    # How often Tune saves which trials there are; those begun since would be begun anew after a kill.
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # Only the older output can be silenced; SweepProgress says what happens.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+# A trial's driver may be lost with its node; its own workers are restarted by Ray Train.
+MAX_FAILURES = 2
+
+
+class ReportObjective(TuneReportCallback):
+    """Passes a trial's fresh validations on to Tune, with the objective that the sweep maximizes."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sweep = sweep
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        step = int(metrics[0][STEP])
+        objective = self.sweep.objective(metrics[0])
+        if objective is not None and self.sweep.is_validated(step):
+            super().after_report(run_context, [{**metrics[0], OBJECTIVE: objective}], None)
+
+
+def run_trial(values: Values, *, sweep: Sweep, parent: RunHandle) -> None:
+    """One trial, in a process of its own: it goes on from its checkpoints if it was interrupted."""
+    trial_id = ray_tune.get_context().get_trial_id()
+    config = sweep.trial_config(trial_id, values)
+    if runs.finished(config.output, [distillation.student_name(stage) for stage in config.stages]):
+        # Tune was killed before it heard of the end.
+        last = distillation.student_rows(config)[-1]
+        ray_tune.report({**last, STEP: sweep.num_steps, OBJECTIVE: sweep.objective(last)})
+        return
+    runs.record_config(config.output, config)
+    loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent))
+    trainer = runs.make_trainer(loop, distillation.make_stream(config), config.output, [ReportObjective(sweep)])
+    trainer.fit()  # a run that diverged has reported what it reached, which is its result here
+
+
+class WeightSearch(OptunaSearch):
+    """Optuna, told the value only of trials that reached the last step; others are pruned at the step they reached.
+
+    Tune would tell a stopped trial's last value as its final one, though it may be of an earlier, easier stage.
+    """
+
+    num_steps = 0
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        reached = result is not None and result.get(STEP, 0) >= self.num_steps
+        super().on_trial_complete(trial_id, result if reached else None, error)
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.kind == "choice":
+        return CategoricalDistribution(dimension.values)
+    low, high = dimension.values
+    return FloatDistribution(low, high, log=dimension.kind == "loguniform")
+
+
+def make_search(sweep: Sweep) -> WeightSearch:
+    seed = sweep.config.seed
+    tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup(sweep))
+    search = WeightSearch(
+        {dimension.key: distribution(dimension) for dimension in sweep.dimensions},
+        metric=OBJECTIVE,
+        mode="max",
+        points_to_evaluate=[dict(point) for point in sweep.first_points] or None,
+        sampler=tpe if sweep.config.search == "tpe" else optuna.samplers.RandomSampler(seed=seed),
+    )
+    search.num_steps = sweep.num_steps
+    return search
+
+
+def startup(sweep: Sweep) -> int:
+    """Random trials before TPE takes over: Optuna's ten, but no more than a third of a short sweep."""
+    return min(10, max(1, sweep.num_trials // 3))
+
+
+def num_concurrent(config: TuneConfig) -> int:
+    """Trials that the cluster has room for at a time.
+
+    Raises:
+        ValueError: if there is no room for one.
+    """
+    if config.concurrent:
+        return config.concurrent
+    compute = config.distill.compute
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    per_trial = compute.max_workers * compute.cpus_per_worker + DRIVER_CPUS + DATA_CPUS
+    fits = int(resources.get("CPU", 0) // per_trial)
+    if runs.use_gpu(compute):
+        fits = min(fits, int(resources.get("GPU", 0)) // compute.max_workers)
+    if fits < 1:
+        raise ValueError(
+            f"a trial needs {per_trial:g} CPUs (and a GPU per worker where used), but the cluster has only "
+            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; lower distill.compute or add nodes"
+        )
+    return fits
+
+
+def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
+    """A new experiment, or the one under the same output as far as it got."""
+    config = sweep.config
+    trainable = ray_tune.with_resources(partial(run_trial, sweep=sweep, parent=parent), {"CPU": DRIVER_CPUS})
+    path = storage.join(config.output, EXPERIMENT)
+    if Tuner.can_restore(path):
+        return Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+    grace = config.grace_steps or math.ceil(sweep.num_steps / ASHA_REDUCTION**2)
+    scheduler = AsyncHyperBandScheduler(
+        time_attr=STEP,
+        grace_period=min(grace, sweep.num_steps),
+        # Beyond the end: Tune stops a trial that reaches it at that report, before its students are written.
+        max_t=sweep.num_steps + 1,
+        reduction_factor=ASHA_REDUCTION,
+    )
+    return Tuner(
+        trainable,
+        tune_config=ray_tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            search_alg=make_search(sweep),
+            scheduler=scheduler if config.asha else None,
+            num_samples=sweep.num_trials,
+            max_concurrent_trials=num_concurrent(config),
+            trial_dirname_creator=trial_name,
+            trial_name_creator=trial_name,
+        ),
+        run_config=ray_tune.RunConfig(
+            name=EXPERIMENT,
+            storage_path=storage.resolve(config.output),
+            failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[SweepProgress()],
+            verbose=0,
+        ),
+    )
+
+
+def trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def check_asha(config: TuneConfig) -> None:
+    """ASHA's stopped trials give their resources back only where Ray's state API, part of its dashboard, answers."""
+    if not config.asha:
+        return
+    try:
+        list_actors(address=ray.get_runtime_context().gcs_address, limit=1)
+    except (RayStateApiException, ConnectionError):
+        raise ValueError(
+            "asha is on, but this Ray cluster has no dashboard, without which stopped trials never free their CPUs; "
+            "start it with: ray start --head --include-dashboard=true; or use --no-asha"
+        ) from None
+
+
+def check(sweep: Sweep) -> None:
+    """Refuses what could not work before anything is spent."""
+    base = sweep.config.distill
+    assert sweep.objective.terms and sweep.first_points is not None
+    check_workers(base.optim, base.compute)
+    distillation.make_stream(base)
+
+
+def tune(config: TuneConfig) -> Report:
+    """Runs the sweep, or what is missing of it; then, if asked, the best distillation at full length.
+
+    Raises:
+        ValueError: if the space, metric, cache or output cannot be used, or no trial reached the end.
+    """
+    sweep = Sweep(config)
+    check(sweep)
+    outcome.record(config)
+    base, done = config.distill, storage.exists(storage.join(config.output, BEST))
+    inputs = registry.inputs_of(base, distillation.sha256_of(base.teacher))
+    ended = done and not config.then_distill
+    with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
+        report = outcome.saved(config.output) if done else search(sweep, run)
+        if done:
+            progress.settle(sweep, run, outcome.saved_rows(config.output))
+        if config.then_distill:
+            rows = outcome.saved_rows(config.output)
+            best = sweep.full_config(outcome.best_values(rows, sweep.dimensions))
+            distilled = distillation.distill(best, parent=run)
+            report = replace(report, facts={**report.facts, "then_distill": distilled.title})
+    return report
+
+
+def search(sweep: Sweep, run: RunHandle) -> Report:
+    """Runs the trials and writes what came of them."""
+    check_asha(sweep.config)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with tracking.RunWriter(run) as writer, watching(sweep, run, writer) as watch:
+        grid = make_tuner(sweep, run).fit()
+        results = [grid[index] for index in range(len(grid))]
+        for result in results:
+            watch.settle(result)
+        return outcome.write(sweep, results, writer)
+
+
+def plan_tune(config: TuneConfig) -> Report:
+    """What would be searched, how many trials at a time, and how long they are."""
+    sweep = Sweep(config)
+    check(sweep)
+    rows = [
+        {
+            "setting": dimension.key,
+            "drawn": dimension.kind,
+            "from": ", ".join(reporting.format_value(value) for value in dimension.values),
+        }
+        for dimension in sweep.dimensions
+    ]
+    facts: dict[str, Any] = {
+        "trials": sweep.num_trials,
+        "trials at a time": num_concurrent(config),
+        "steps per trial": sweep.num_steps,
+        "tried first": describe(sweep.first_points) if config.search != "grid" else "every combination",
+        "maximizes": config.metric,
+    }
+    return Report(title=f"Plan of tune ({config.search})", rows=rows, facts=facts)
+
+
+def describe(points: Sequence[Values]) -> str:
+    return "; ".join(
+        ", ".join(f"{key}={reporting.format_value(value)}" for key, value in point.items()) for point in points
+    )

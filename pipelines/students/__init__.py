@@ -1,0 +1,1 @@
+"""Finished students as registered models, with their cards."""

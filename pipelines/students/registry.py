@@ -1,0 +1,73 @@
+"""A distillation's inputs and its finished student, as MLflow knows them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import shards, storage, tracking
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import CheckpointConfig
+from pipelines.redaction import redact
+from pipelines.students.model_card import ModelCard
+from pipelines.tracking import InputData, RunHandle
+from pipelines.training.validation import ValidationImages
+from pipelines.trajectories.caches import find_cache
+from pipelines.weights import load_unet
+
+EXAMPLE_SIDE = 32
+
+
+def inputs_of(config: DistillConfig, teacher_sha256: str) -> Sequence[InputData]:
+    """The pairs and the caches that a distillation reads, by manifest and key."""
+    inputs = []
+    if config.pairs:
+        manifest = shards.read_manifest(config.pairs, "pairs")
+        inputs.append(InputData("pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key))
+    if config.trajectories == "cache":
+        for stage in config.stages:
+            url, manifest = find_cache(config.cache, stage, teacher_sha256, config.segment)
+            inputs.append(InputData(f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key))
+    return inputs
+
+
+def register(run: RunHandle, config: DistillConfig, url: str, teacher_sha256: str) -> str:
+    """Makes the student at `url` a version of the registered model `tracking.model`.
+
+    Returns:
+        its `models:/NAME/VERSION`; "" when tracking or registration is off, or the server is away.
+    """
+    if run.request is None or not config.tracking.model:
+        return ""
+    facts = load_unet(url).facts
+    card = ModelCard(
+        steps=facts["num_steps"],
+        data=describe_pairs(config.pairs) if config.pairs else "not recorded",
+        licence=config.tracking.licence,
+        metrics=[{"split": "validation", "steps": facts["num_steps"], **facts["validation"]}]
+        if facts["validation"]
+        else [],
+        facts={
+            "teacher (SHA-256)": teacher_sha256,
+            "refine_weight": config.refine_weight,
+            "loss weights": f"pixel {config.loss.pixel:g}, perceptual {config.loss.perceptual:g}",
+            "optimizer steps per stage": config.optim.steps,
+        },
+    )
+    return tracking.register_student(run, config.tracking.model, storage.read_bytes(url), example_of(config), card)
+
+
+def describe_pairs(url: str) -> str:
+    """The pair dataset's source, size and key in words."""
+    manifest = shards.read_manifest(url, "pairs")
+    source = manifest.spec.get("source") or f"{manifest.spec.get('low')} and {manifest.spec.get('normal')}"
+    return redact(f"{manifest.num_rows} pairs (key {manifest.key}) of {source}, layout {manifest.spec.get('layout')}")
+
+
+def example_of(config: DistillConfig) -> NDArray[np.uint8]:
+    """A small low-light image, uint8 [1, 32, 32, 3]: of the validation split, or black where there are no pairs."""
+    if not config.pairs:
+        return np.zeros((1, EXAMPLE_SIDE, EXAMPLE_SIDE, 3), np.uint8)
+    look = CheckpointConfig(validation_images=1, validation_crop=EXAMPLE_SIDE)
+    low, _ = ValidationImages(config.pairs, look).images[0]
+    return low[None]

@@ -1,0 +1,1 @@
+"""One training loop, from records to a teacher or to students."""

@@ -1,0 +1,139 @@
+"""What a training run keeps to go on from: one safetensors file with everything in it, no pickle."""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from pipelines.config.parts import OptimConfig
+from reddit_core.unet import UNet
+
+STATE_FILE = "state.safetensors"
+STEP_PREFIX = "step-"
+FACTS = ("stage", "step", "skipped", "best")
+
+
+def ema_update(decay: float) -> Any:
+    """`ema <- d ema + (1 - d) weights` with d warmed up as (1 + n) / (10 + n)."""
+
+    @torch.no_grad()
+    def update(averaged: tuple[Tensor, ...], current: tuple[Tensor, ...], num_averaged: Tensor) -> None:
+        n = float(num_averaged)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything that a step changes. `step` counts within the stage, `best` is its best validation."""
+
+    stage: int
+    step: int
+    skipped: int
+    unet: UNet
+    ema: AveragedModel
+    optimizer: torch.optim.AdamW
+    best: float = -math.inf
+
+    @classmethod
+    def begin(cls, stage: int, unet: UNet, optim: OptimConfig) -> "TrainState":
+        unet.train().requires_grad_(True)
+        ema = AveragedModel(unet, multi_avg_fn=ema_update(optim.ema_decay), use_buffers=False)
+        ema.eval().requires_grad_(False)
+        fused = next(unet.parameters()).device.type == "cuda"
+        optimizer = torch.optim.AdamW(
+            unet.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=fused
+        )
+        return cls(stage=stage, step=0, skipped=0, unet=unet, ema=ema, optimizer=optimizer)
+
+    @property
+    def ema_unet(self) -> UNet:
+        """The averaged network."""
+        unet = self.ema.module
+        assert isinstance(unet, UNet)
+        return unet
+
+    def global_step(self, optim: OptimConfig) -> int:
+        return self.stage * optim.steps + self.step
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state on local disk, waiting to be persisted under a name that says its global step."""
+
+    folder: str
+    name: str
+
+
+def save(state: TrainState, optim: OptimConfig) -> SavedState:
+    """Writes the state to a temporary folder."""
+    tensors = {f"unet/{name}": value for name, value in state.unet.state_dict().items()}
+    tensors |= {f"ema/{name}": value for name, value in state.ema_unet.state_dict().items()}
+    for name, parameter in state.unet.named_parameters():
+        for key, value in state.optimizer.state[parameter].items():
+            tensors[f"optimizer/{name}/{key}"] = value
+    facts = {name: getattr(state, name) for name in FACTS} | {"averaged": int(state.ema.n_averaged)}
+    folder = tempfile.mkdtemp(prefix="reddit-checkpoint-")
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, Path(folder) / STATE_FILE, {"state": json.dumps(facts)})
+    return SavedState(folder, f"{STEP_PREFIX}{state.global_step(optim):09d}")
+
+
+def report(metrics: Mapping[str, Any], saved: SavedState | None) -> None:
+    """Reports to Ray Train on every worker; the state is uploaded while training goes on."""
+    ray.train.report(
+        dict(metrics),
+        checkpoint=Checkpoint.from_directory(saved.folder) if saved else None,
+        checkpoint_dir_name=saved.name if saved else None,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+    )
+
+
+def step_of(checkpoint: Checkpoint) -> int:
+    """The global step that a checkpoint was saved at, from its folder's name."""
+    return int(Path(checkpoint.path).name.removeprefix(STEP_PREFIX))
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's weights, average and optimizer into a freshly begun state."""
+    with checkpoint.as_directory() as folder, safe_open(Path(folder) / STATE_FILE, "pt") as file:
+        facts = json.loads(file.metadata()["state"])
+        parts: dict[str, dict[str, Tensor]] = {"unet": {}, "ema": {}, "optimizer": {}}
+        names: list[str] = file.keys()
+        for key in names:
+            part, _, name = key.partition("/")
+            parts[part][name] = file.get_tensor(key)
+    state.unet.load_state_dict(parts["unet"])
+    state.ema_unet.load_state_dict(parts["ema"])
+    state.ema.n_averaged.fill_(facts["averaged"])
+    fused = state.optimizer.defaults["fused"]
+    for name, parameter in state.unet.named_parameters():
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        values = {key: parts["optimizer"].get(f"{name}/{key}") for key in keys}
+        state.optimizer.state[parameter] = {
+            key: placed(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
+        }
+    for name in FACTS:
+        setattr(state, name, facts[name])
+
+
+def placed(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+    """A restored value of AdamW's state on the device, and in the memory layout, that its kernel asks for.
+
+    AdamW counts its steps on the CPU unless it is fused; a fused one reads the count on the GPU.
+    """
+    if key == "step":
+        return value.to(parameter.device) if fused else value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,230 @@
+"""Distilling the teacher into few-step students: one training stage for each halving of the steps."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines import reporting, storage
+from pipelines.cluster import num_gpus
+from pipelines.config.jobs import DistillConfig
+from pipelines.reporting import Report
+from pipelines.students import registry
+from pipelines.tracking import RunHandle
+from pipelines.training import runs
+from pipelines.training.loop import Batch, Loop, Network, check_workers
+from pipelines.training.order import Order
+from pipelines.training.stream import Beside, Stage, Stream, share_of
+from pipelines.training.validation import ValidationImages
+from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache, online_shards
+from pipelines.trajectories.precompute import teacher_targets
+from pipelines.trajectories.records import levels_of, to_images
+from pipelines.trajectories.streaming import StreamingTeacher
+from pipelines.weights import load_hashed_unet, load_lpips, load_unet, save_unet
+from reddit_core.diffusion import add_noise, interpret
+from reddit_core.losses import distillation_terms, total
+from reddit_core.lpips import Lpips
+from reddit_core.retinex import reflectance
+from reddit_core.trajectory import refined_targets
+from reddit_core.unet import UNet, use_channels_last
+from reddit_core.weights import UNetFile
+
+
+def sha256_of(url: str) -> str:
+    return hashlib.sha256(storage.read_bytes(url)).hexdigest()
+
+
+def student_name(stage: int, *, best: bool = False) -> str:
+    """The weights that the stage of a `stage`-step teacher leaves for a student of half its steps, last or best."""
+    return f"student-{stage // 2}{'-best' if best else ''}.safetensors"
+
+
+@dataclass
+class DistillObjective:
+    """The refined-trajectory loss (paper eq. 11 to 13) of each stage's student."""
+
+    config: DistillConfig
+    validation: ValidationImages | None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(f"{stage}-to-{stage // 2}" for stage in self.config.stages)
+
+    @cached_property
+    def lpips(self) -> Lpips | None:
+        return load_lpips(self.config.lpips) if self.config.loss.perceptual else None
+
+    def begin(self, stage: int, device: torch.device) -> UNet:
+        start = load_unet(self.config.teacher, self.config.norm_groups)
+        self.schedule, self.prediction = start.schedule, start.unet.config.prediction
+        self.teacher = self.stage_teacher(stage, device)
+        if self.lpips:
+            self.lpips.to(device)
+        return start.unet.to(device)
+
+    def stage_teacher(self, stage: int, device: torch.device) -> UNet | None:
+        """The original teacher; when progressive, the previous stage's student; none where it has run before."""
+        if self.config.trajectories != "online":
+            return None
+        if self.config.progressive and stage > 0:
+            url = storage.join(self.config.output, student_name(self.config.stages[stage - 1]))
+        else:
+            url = self.config.teacher
+        teacher = load_unet(url, self.config.norm_groups).unet.to(device)
+        use_channels_last(teacher, bf16=self.config.optim.precision == "bf16")
+        return teacher
+
+    def terms(
+        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
+    ) -> dict[str, Tensor]:
+        low, x_0 = to_images(batch["low"], device), to_images(batch["normal"], device)
+        eps, levels = torch.tensor(batch["eps"], device=device), levels_of(batch, device)
+        z_t = add_noise(x_0, eps, levels.a_t)
+        if "x_target_0" in batch:
+            x_u, x_target_0 = (torch.tensor(batch[name], device=device) for name in ("x_u", "x_target_0"))
+        else:
+            assert self.teacher, "records without targets need a teacher"
+            segment, x_target_0 = teacher_targets(self.teacher, batch, self.config.optim.precision)
+            x_u = segment.x_u
+        low_reflectance = reflectance(low, self.config.reflectance)
+        targets = refined_targets(z_t, x_u, x_target_0, low_reflectance, levels, self.config.refine_weight)
+        output = network(z_t, low, levels.a_t)
+        estimate = interpret(output, z_t, levels.a_t, self.prediction)
+        terms = distillation_terms(estimate, targets, x_0, eps, self.config.loss, self.lpips)
+        return {"loss": total(terms, self.config.loss), **terms}
+
+    def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        if self.validation is None:
+            return {}, None
+        return self.validation.judge(unet, self.schedule, self.config.stages[stage] // 2)
+
+    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+        num_steps = self.config.stages[stage] // 2
+        facts = {
+            "role": "student",
+            "num_steps": num_steps,
+            "teacher_sha256": sha256_of(self.config.teacher),
+            "config": runs.facts_of(self.config),
+            "validation": dict(metrics),
+        }
+        file = UNetFile(unet=unet, schedule=self.schedule, facts=facts)
+        save_unet(storage.join(self.config.output, student_name(self.config.stages[stage], best=best)), file)
+
+
+def make_stream(config: DistillConfig) -> Stream:
+    """The records of all stages, from their caches or straight from the pairs; where they stream, with the teacher.
+
+    Raises:
+        ValueError: if a stage's cache is missing, or was made with other settings; each is named.
+    """
+    teacher, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
+    stages = []
+    for stage in config.stages:
+        if config.trajectories == "cache":
+            url, manifest = find_cache(config.cache, stage, sha256, config.segment)
+            rows, load = tuple(entry.rows for entry in manifest.shards), CachedRecords(url, manifest.shards)
+            stages.append(Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load))
+            continue
+        plan = online_shards(config.pairs, config.segment)
+        online = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, stage)
+        order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
+        stages.append(Stage(order=order, load=online))
+    beside = teachers_beside(config) if config.trajectories == "stream" else None
+    optim = config.optim
+    return Stream(
+        stages=stages, steps=optim.steps, batch_size=optim.batch_size, accumulate=optim.accumulate, beside=beside
+    )
+
+
+def teachers_beside(config: DistillConfig) -> Beside:
+    """The teacher actors of `stream`, which evaluate the batches that a worker would with the teacher `online`.
+
+    Raises:
+        ValueError: if the cluster has too few GPUs for workers and teachers.
+    """
+    compute, gpu = config.compute, runs.use_gpu(config.compute)
+    wanted = compute.max_workers + config.teacher_actors
+    if gpu and num_gpus() < wanted:
+        raise ValueError(
+            f"{compute.max_workers} workers and {config.teacher_actors} teacher actors need {wanted} GPUs, but the "
+            f"cluster has {num_gpus()}; lower them, or use --trajectories cache or online"
+        )
+    optim = config.optim
+    rows = share_of(optim.batch_size, optim.accumulate, compute.max_workers) // optim.accumulate
+    return Beside(
+        actor=StreamingTeacher,
+        args=(config, rows, "cuda" if gpu else "cpu"),
+        num_actors=config.teacher_actors,
+        num_cpus=compute.cpus_per_worker,
+        num_gpus=int(gpu),
+    )
+
+
+def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
+    """Distils every stage, or goes on where an earlier run under the same output stopped.
+
+    Raises:
+        ValueError: if the cache, teacher, pairs or output cannot be used together, before anything is spent.
+    """
+    names = [student_name(stage) for stage in config.stages]
+    check_workers(config.optim, config.compute)
+    stream = make_stream(config)
+    runs.record_config(config.output, config)
+    done = runs.finished(config.output, names)
+    teacher_sha256 = sha256_of(config.teacher)
+    inputs = registry.inputs_of(config, teacher_sha256)
+    with runs.tracked_run(
+        config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
+    ) as run:
+        if not done:
+            runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
+        last = storage.join(config.output, names[-1])
+        model = registry.register(run, config, last, teacher_sha256)
+    if done:
+        return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
+    report = Report(
+        title="Students",
+        rows=student_rows(config),
+        facts={"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
+        | ({"mlflow_model": model} if model else {}),
+        url=config.output,
+    )
+    reporting.save(report)
+    return report
+
+
+def make_loop(config: DistillConfig, run: RunHandle) -> Loop:
+    validation = ValidationImages(config.pairs, config.checkpoint, config.lpips) if config.pairs else None
+    objective = DistillObjective(config, validation)
+    return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
+
+
+def student_rows(config: DistillConfig) -> list[reporting.Row]:
+    """What each stage left, with its last validation."""
+    rows: list[reporting.Row] = []
+    for stage in config.stages:
+        url = storage.join(config.output, student_name(stage))
+        facts = load_unet(url).facts
+        rows.append({"steps": facts["num_steps"], **facts["validation"], "weights": url})
+    return rows
+
+
+def plan_distill(config: DistillConfig) -> Report:
+    """What each stage would be trained on."""
+    check_workers(config.optim, config.compute)
+    stream = make_stream(config)
+    rows = [
+        {
+            "stage": f"{stage} -> {stage // 2}",
+            "records": part.order.num_records,
+            "steps": config.optim.steps,
+            "epochs": config.optim.steps * config.optim.batch_size / part.order.num_records,
+        }
+        for stage, part in zip(config.stages, stream.stages, strict=True)
+    ]
+    return Report(title="Plan of distill", rows=rows, facts={"from_step": runs.latest_step(config.output)})

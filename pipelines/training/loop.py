@@ -1,0 +1,272 @@
+"""The one worker loop, for teachers and students alike: Ray Data in, Ray Train around, checkpoints out.
+
+A run is a sequence of stages of equally many steps. The global step says everything about where it is:
+which records come next (`order.py`), which noise is drawn, what the learning rate is.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, require
+from pipelines.tracking import RunHandle, RunWriter
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import TrainState
+from pipelines.training.progress import Progress
+from pipelines.training.stream import PADDING, positions_of, share_of
+from reddit_core.unet import UNet, use_channels_last
+
+# The validation metric by which the best weights of a stage are kept.
+BEST_METRIC = "psnr"
+# Steps between two questions whether a node will be taken away: every worker waits for the answer.
+PREEMPTION_EVERY = 10
+
+Batch = Mapping[str, NDArray[Any]]
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps (z, low, sqrt_alpha_bar) to the network's output."""
+
+
+class Objective(Protocol):
+    """What is learned. Made on the driver, pickled to every worker."""
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """The stages' names, in order."""
+
+    def begin(self, stage: int, device: torch.device) -> UNet:
+        """The network that a stage starts from; called on every worker, also after a restart."""
+
+    def terms(
+        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Loss terms per sample; `loss` is their weighted sum, which is minimized."""
+
+    def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        """Validation metrics of the averaged network, and a grid of images to look at."""
+
+    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+        """Writes the averaged network of a finished stage, or the best so far; called on one worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """All that a worker needs to train."""
+
+    objective: Objective
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    compute: ComputeConfig
+    run: RunHandle
+
+    @property
+    def num_steps(self) -> int:
+        return self.optim.steps * len(self.objective.stages)
+
+
+def check_workers(optim: OptimConfig, compute: ComputeConfig) -> None:
+    """Refuses a batch that leaves workers without anything to do."""
+    parts = compute.max_workers * optim.accumulate
+    require(
+        optim.batch_size >= parts,
+        f"batch_size is {optim.batch_size}, but must be at least workers x accumulate = {parts}; raise or lower one",
+    )
+
+
+def train_worker(config: dict[str, Loop]) -> None:
+    """What runs on every training worker: from the newest checkpoint to the end of the last stage."""
+    loop = config["loop"]
+    # The run's logging_config only filters Ray Train's own handlers; its records still reach the worker's root logger,
+    # some from loggers that are named after files.
+    for name in ("", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    rank, device = context.get_world_rank(), ray.train.torch.get_device()
+    torch.set_num_threads(loop.compute.threads or max(1, torch.get_num_threads()))
+    with ExitStack() as stack:
+        writer = RunWriter(loop.run) if rank == 0 else None
+        if writer:
+            stack.callback(writer.close)
+        Worker(loop, rank, context.get_world_size(), device, writer).train()
+
+
+class Worker:
+    """One training worker: the state it advances, and what it does around each step."""
+
+    def __init__(self, loop: Loop, rank: int, world_size: int, device: torch.device, writer: RunWriter | None) -> None:
+        self.loop, self.rank, self.world_size, self.device, self.writer = loop, rank, world_size, device, writer
+        self.progress = Progress(loop.num_steps, loop.optim.batch_size)
+        self.metrics: dict[str, float] = {}
+        self.warned = False
+
+    def train(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        steps = self.loop.optim.steps
+        if step == self.loop.num_steps:
+            return
+        self.begin_stage(step // steps)
+        if checkpoint and step % steps:
+            checkpoints.restore(self.state, checkpoint)
+        for batch in self.batches(step):
+            if self.state.step == steps:
+                self.begin_stage(self.state.stage + 1)
+            self.step(batch)
+            if not self.after_step():
+                return
+
+    def begin_stage(self, stage: int) -> None:
+        torch.manual_seed(self.loop.optim.seed)
+        unet = self.loop.objective.begin(stage, self.device)
+        use_channels_last(unet, bf16=False)
+        self.state = TrainState.begin(stage, unet, self.loop.optim)
+        self.network: Network = unet
+        if self.world_size > 1:
+            self.network = DistributedDataParallel(unet)
+        if self.loop.optim.compile:
+            self.network = torch.compile(self.network)
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """This worker's share of every batch from a global step on, after checking that it is the right one."""
+        optim, step = self.loop.optim, start_step
+        share = share_of(optim.batch_size, optim.accumulate, self.world_size)
+        dataset = ray.train.get_dataset_shard("train")
+        batches = iter(dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2, drop_last=True))
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.progress.waited(time.perf_counter() - started)
+            if batch is None:
+                return
+            due = positions_of(optim.batch_size, share, step, self.rank)
+            if not np.array_equal(batch["position"], due):
+                raise RuntimeError(f"worker {self.rank} was dealt positions {batch['position']}, not {due}")
+            step += 1
+            yield batch
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step; a non-finite loss or gradient leaves everything as it was and is counted."""
+        state, optim = self.state, self.loop.optim
+        generator = torch.Generator().manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank))
+        torch.manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank) + 1)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(optim, state.step)
+        terms = self.accumulate_gradients(batch, generator)
+        norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), optim.grad_clip)
+        if bool(torch.isfinite(norm)):
+            state.optimizer.step()
+            state.ema.update_parameters(state.unet)
+        else:
+            state.skipped += 1
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        self.progress.stepped(self.loop.objective.stages[state.stage], state.global_step(optim), terms, norm)
+
+    def accumulate_gradients(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Backward over the micro-batches; returns the mean of each term over this worker's share.
+
+        A row's loss counts as one batch-th, whoever has it; DDP's mean over the workers is undone.
+        """
+        parts = self.loop.optim.accumulate
+        size = len(batch["position"]) // parts
+        counts = torch.tensor(batch["position"] != PADDING, dtype=torch.float32, device=self.device)
+        scale = self.world_size / self.loop.optim.batch_size
+        sums: dict[str, Tensor] = {}
+        for part in range(parts):
+            micro = {name: values[part * size : (part + 1) * size] for name, values in batch.items()}
+            with ExitStack() as stack:
+                if isinstance(self.network, DistributedDataParallel) and part < parts - 1:
+                    stack.enter_context(self.network.no_sync())
+                network = autocast(self.network, self.device, enabled=self.loop.optim.precision == "bf16")
+                terms = self.loop.objective.terms(network, micro, generator, self.device)
+                count = counts[part * size : (part + 1) * size]
+                torch.autograd.backward((terms["loss"] * count).sum() * scale)
+            for name, values in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + (values.detach() * count).sum()
+        return {name: value / counts.sum().clamp(min=1) for name, value in sums.items()}
+
+    def after_step(self) -> bool:
+        """Progress, validation, the stage's end, checkpoint; False when the run has to stop."""
+        state, every = self.state, self.loop.checkpoint
+        ended = state.step == self.loop.optim.steps
+        rates = {"learning_rate": learning_rate(self.loop.optim, state.step - 1), "skipped": float(state.skipped)}
+        if self.rank == 0 and (shown := self.progress.due(rates)) and self.writer:
+            self.writer.metrics(shown, state.global_step(self.loop.optim))
+        validates = every.validate_every and (state.step % every.validate_every == 0 or ended)
+        if validates and self.rank == 0:
+            self.validate()
+        if ended and self.rank == 0:
+            self.loop.objective.save(state.stage, state.ema_unet, self.metrics)
+        stopped = state.skipped > self.loop.optim.max_nonfinite
+        if stopped:
+            state.skipped = 0  # what was skipped left no trace; a rerun may skip as many again
+        if stopped or ended or state.step % every.every == 0 or self.preempted():
+            saved = checkpoints.save(state, self.loop.optim) if self.rank == 0 else None
+            self.report(saved, stopped="non-finite losses" if stopped else "")
+        elif validates:
+            self.report(None)
+        return not stopped
+
+    def preempted(self) -> bool:
+        """Whether a node has just been told that it will be taken away; asked now and then, as all must ask."""
+        if self.warned or self.state.step % PREEMPTION_EVERY:
+            return False
+        self.warned = ray.train.get_preemption_info() is not None
+        return self.warned
+
+    def validate(self) -> None:
+        state = self.state
+        self.metrics, grid = self.loop.objective.validate(state.stage, state.ema_unet)
+        step = state.global_step(self.loop.optim)
+        if self.metrics and self.metrics[BEST_METRIC] > state.best:
+            state.best = self.metrics[BEST_METRIC]
+            self.loop.objective.save(state.stage, state.ema_unet, self.metrics, best=True)
+        if self.writer:
+            self.writer.metrics({f"validation/{name}": value for name, value in self.metrics.items()}, step)
+            if grid is not None:
+                self.writer.image(f"validation/{self.loop.objective.stages[state.stage]}", grid, step)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        print(f"{self.loop.objective.stages[state.stage]} step {state.step}: validation {figures}", flush=True)
+
+    def report(self, checkpoint: checkpoints.SavedState | None, stopped: str = "") -> None:
+        metrics = {
+            **self.metrics,
+            "stage": self.state.stage,
+            "step": self.state.global_step(self.loop.optim),
+            "stopped": stopped,
+        }
+        checkpoints.report(metrics, checkpoint)
+
+
+def autocast(network: Network, device: torch.device, *, enabled: bool) -> Network:
+    """The network as objectives call it: float32 in and out, bf16 within if enabled."""
+
+    def call(z: Tensor, low: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+            return network(z.float(), low.float(), sqrt_alpha_bar.float()).float()
+
+    return call
+
+
+def step_seed(seed: int, stage: int, step: int, rank: int) -> int:
+    """The seed of every draw of one step on one worker."""
+    return int(np.random.SeedSequence((seed, stage, step, rank)).generate_state(1, np.uint64)[0] >> 2)
+
+
+def learning_rate(optim: OptimConfig, step: int) -> float:
+    """Linear warm-up, then the shape that was chosen, ending at 0 (or staying, if constant)."""
+    if step < optim.warmup_steps:
+        return optim.learning_rate * (step + 1) / optim.warmup_steps
+    share = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    shapes = {"constant": 1.0, "cosine": 0.5 * (1 + np.cos(np.pi * share)), "linear": 1 - share}
+    return float(optim.learning_rate * shapes[optim.rate_shape])

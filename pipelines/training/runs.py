@@ -1,0 +1,172 @@
+"""A training run from the driver's side: its config on record, Ray Train around it, and whether it is done."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import ray.data
+import ray.train
+from ray.data import ExecutionOptions, ExecutionResources
+from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pipelines import shards, storage
+from pipelines.cluster import num_gpus
+from pipelines.config.parts import ComputeConfig, TrackingConfig
+from pipelines.redaction import redact_tree
+from pipelines.tracking import InputData, RunHandle, close_run, open_run
+from pipelines.training.checkpoints import step_of
+from pipelines.training.loop import Loop, train_worker
+from pipelines.training.stream import Stream, make_dataset
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+# What Ray Data may hold ready per worker: bounded however long the run, yet generous, because its scheduler spins
+# (40 % of a core, measured) for as long as finished tasks wait for room.
+READY_BYTES = 2 * 2**30
+# Settings that may differ between a run and its continuation, because they do not change what is learned.
+FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
+PLACES = ("pairs", "teacher", "cache", "lpips", "init")
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The resolved settings that decide what is learned, as they come back from JSON, without credentials of URLs."""
+    resolved = redact_tree(json.loads(json.dumps(asdict(config))))
+    return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
+
+
+def facts_of(config: Any) -> dict[str, Any]:
+    """The settings as they are recorded with weights: without the places of things, which differ elsewhere."""
+    return {name: value for name, value in settings_of(config).items() if name not in PLACES}
+
+
+def record_config(output: str, config: Any) -> None:
+    """Writes the resolved config of a new run; refuses to continue a run that was started with another one."""
+    settings = settings_of(config)
+    url = storage.join(output, CONFIG)
+    if storage.exists(url):
+        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the run at {output}")
+        return
+    storage.check_writable(output)
+    storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def tracked_run(
+    tracking: TrackingConfig,
+    output: str,
+    config: Any,
+    *,
+    job: str,
+    inputs: Sequence[InputData] = (),
+    parent: RunHandle | None = None,
+    done: bool = False,
+) -> Iterator[RunHandle]:
+    """An MLflow run that is named after the output and ends as the block does.
+
+    The run of a job that is `done` is opened only to send what the server was away for; it keeps the time at which
+    it ended.
+    """
+    name, tags = storage.resolve(output), {"reddit.job": job}
+    handle = open_run(tracking, name, asdict(config), tags=tags, inputs=inputs, parent=parent, resume=not done)
+    ended: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        yield handle
+        ended = "FINISHED"
+    finally:
+        close_run(handle, ended)
+
+
+def finished(output: str, names: Sequence[str]) -> bool:
+    """Whether every stage of a run has left its weights."""
+    return all(storage.exists(storage.join(output, name)) for name in names)
+
+
+def latest_step(output: str) -> int:
+    """The global step of the newest committed checkpoint of a run, 0 if there is none."""
+    try:
+        checkpoint = Result.from_path(storage.join(output, CHECKPOINTS)).checkpoint
+    except RuntimeError:  # Ray's word for "no such run yet"
+        return 0
+    return step_of(checkpoint) if checkpoint else 0
+
+
+class RemainingData(DataConfig):
+    """Deals what is left from the newest checkpoint; asked at every start, for as many workers as there are then."""
+
+    def __init__(self, stream: Stream, output: str, options: ExecutionOptions) -> None:
+        super().__init__(execution_options=options)
+        self.stream, self.output = stream, output
+
+    def configure(self, datasets: Any, world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        left = {name: make_dataset(self.stream, latest_step(self.output), world_size) for name in datasets}
+        return super().configure(left, world_size, *args, **kwargs)
+
+
+def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[Any] = ()) -> TorchTrainer:
+    """The Ray Train run whose checkpoints lie at `output/checkpoints`; fitting it again goes on from them."""
+    compute = loop.compute
+    gpu = use_gpu(compute)
+    ready = ExecutionResources(object_store_memory=READY_BYTES * compute.max_workers)
+    options = ExecutionOptions(preserve_order=True, resource_limits=ready)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"loop": loop},
+        scaling_config=ScalingConfig(
+            num_workers=compute.workers,  # type: ignore[arg-type] # the first version again
+            use_gpu=gpu,
+            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=storage.resolve(output),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=loop.checkpoint.keep),
+            callbacks=list(callbacks),
+            # Statically, ray.train still names the first version of this class, which has no such field.
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+        ),
+        datasets={"train": ray.data.range(0)},  # a name only; see RemainingData
+        dataset_config=RemainingData(stream, output, options),
+    )
+
+
+def causes_of(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
+    """Everything that made training fail: of every worker and of the controller, down to the first causes."""
+    pending: list[BaseException | None] = [*getattr(error, "worker_failures", {}).values()]
+    pending.append(getattr(error, "controller_failure", None))
+    while pending:
+        if cause := pending.pop():
+            yield cause
+            pending += [cause.__cause__, getattr(cause, "cause", None), getattr(cause, "_base_exc", None)]
+
+
+def use_gpu(compute: ComputeConfig) -> bool:
+    return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
+
+
+def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
+    """Runs Ray Train to the end and returns the last reported metrics.
+
+    Raises:
+        ValueError: if the run stopped itself, with what to do about it.
+        OSError: if storage could not be written or read, even after the workers were started again.
+    """
+    try:
+        metrics = trainer.fit().metrics or {}
+    except ray.train.TrainingFailedError as error:
+        for cause in causes_of(error):
+            if isinstance(cause, OSError):
+                raise OSError(
+                    f"storage failed during training ({str(cause).splitlines()[0]}); the checkpoints before are kept; "
+                    "mend it, and run the same command again to go on"
+                ) from error
+        raise
+    if metrics.get("stopped"):
+        raise ValueError(
+            f"training stopped at step {metrics['step']} after too many {metrics['stopped']}; the last good checkpoint "
+            "is kept; lower optim.learning_rate, or use optim.precision fp32"
+        )
+    return metrics

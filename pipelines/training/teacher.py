@@ -1,0 +1,174 @@
+"""Training the many-step teacher: ordinary diffusion training on crops of the pairs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines import reporting, shards, storage
+from pipelines.config.jobs import TeacherConfig
+from pipelines.config.parts import SegmentConfig
+from pipelines.pairs.ingest import split_shards
+from pipelines.reporting import Report
+from pipelines.tracking import RunHandle
+from pipelines.training import runs
+from pipelines.training.loop import Batch, Loop, Network, check_workers
+from pipelines.training.order import Order
+from pipelines.training.stream import Stage, Stream
+from pipelines.training.validation import ValidationImages
+from pipelines.trajectories.records import RecordShard, load_crops, seed_of, to_images
+from pipelines.weights import load_unet, save_unet
+from reddit_core.diffusion import add_noise
+from reddit_core.losses import teacher_loss
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+WEIGHTS = "teacher.safetensors"
+BEST_WEIGHTS = "teacher-best.safetensors"
+SPAN_SAMPLES = 512
+
+
+@dataclass
+class TeacherObjective:
+    """The denoising loss of `TeacherConfig.unet` at continuous noise levels."""
+
+    config: TeacherConfig
+    validation: ValidationImages
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("teacher",)
+
+    def begin(self, stage: int, device: torch.device) -> UNet:
+        unet = UNet(self.config.unet)
+        if self.config.init:
+            unet.load_state_dict(load_unet(self.config.init).unet.state_dict())
+        return unet.to(device)
+
+    def terms(
+        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
+    ) -> dict[str, Tensor]:
+        low, normal = to_images(batch["low"], device), to_images(batch["normal"], device)
+        level = draw_training_levels(self.config.schedule, len(low), generator).to(device)
+        eps = torch.randn(normal.shape, generator=generator).to(device)
+        output = network(add_noise(normal, eps, level), low, level)
+        return {"loss": teacher_loss(output, normal, eps, level, self.config.unet.prediction)}
+
+    def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        return self.validation.judge(unet, self.config.schedule, self.config.validation_steps)
+
+    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+        facts = {
+            "role": "teacher",
+            "pairs_key": shards.read_manifest(self.config.pairs, "pairs").key,
+            "config": runs.facts_of(self.config),
+            "validation": dict(metrics),
+        }
+        file = UNetFile(unet=unet, schedule=self.config.schedule, facts=facts)
+        save_unet(storage.join(self.config.output, BEST_WEIGHTS if best else WEIGHTS), file)
+
+
+def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
+    """Continuous levels [B]: uniform over the table's steps, then within one (Chen et al. 2020, WaveGrad)."""
+    index = torch.randint(1, schedule.num_steps + 1, (batch,), generator=generator)
+    clean, noisy = schedule.sqrt_alpha_bar[index - 1], schedule.sqrt_alpha_bar[index]
+    return noisy + torch.rand(batch, dtype=torch.float64, generator=generator) * (clean - noisy)
+
+
+@dataclass(frozen=True)
+class CropLoader:
+    """Loads training crops; each epoch cuts every image anew."""
+
+    config: TeacherConfig
+    shards: tuple[RecordShard, ...]
+
+    def __call__(self, records: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        crop = self.config.crop
+        images = {name: np.empty((len(records), crop, crop, 3), dtype=np.uint8) for name in ("low", "normal")}
+        for shard, epoch in np.unique(records[:, [0, 2]], axis=0):
+            mask = (records[:, 0] == shard) & (records[:, 2] == epoch)
+            segment = self.segment(seed_of(self.config.optim.seed, "epoch", epoch))
+            crops = load_crops(self.config.pairs, self.shards[shard], segment, records[mask, 1])
+            for name, values in images.items():
+                values[mask] = crops[name]
+        return images
+
+    def segment(self, seed: int) -> SegmentConfig:
+        config = self.config
+        return SegmentConfig(crop=config.crop, crops=config.crops_per_image, min_scale=config.min_scale, seed=seed)
+
+
+def make_stream(config: TeacherConfig) -> Stream:
+    """Crops of the training split; one shard is mixed at a time, so that an image is decoded once for its crops."""
+    manifest = shards.read_manifest(config.pairs, "pairs")
+    record_shards = tuple(
+        RecordShard(name=entry.name, pairs=entry, start=0, stop=entry.rows * config.crops_per_image)
+        for entry in split_shards(manifest, "train")
+    )
+    order = Order(shard_rows=tuple(shard.rows for shard in record_shards), seed=config.optim.seed, mix_shards=1)
+    return Stream(
+        stages=[Stage(order=order, load=CropLoader(config, record_shards))],
+        steps=config.optim.steps,
+        batch_size=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
+        span_steps=max(1, SPAN_SAMPLES // config.optim.batch_size),
+    )
+
+
+def check_init(config: TeacherConfig) -> None:
+    """Refuses to start from the weights of another network or schedule, naming the first field that differs."""
+    if not config.init:
+        return
+    file = load_unet(config.init)
+    has = {"unet": asdict(file.unet.config), "schedule": asdict(file.schedule)}
+    wanted = {"unet": asdict(config.unet), "schedule": asdict(config.schedule)}
+    shards.refuse_mismatch(has, wanted, config.init)
+
+
+def train_teacher(config: TeacherConfig) -> Report:
+    """Trains the teacher, or goes on where an earlier run under the same output stopped.
+
+    Raises:
+        ValueError: if the pairs or the output cannot be used, the run was started with another config, or the
+            weights to start from are of another network.
+    """
+    check_workers(config.optim, config.compute)
+    check_init(config)
+    weights = storage.join(config.output, WEIGHTS)
+    runs.record_config(config.output, config)
+    if runs.finished(config.output, [WEIGHTS]):
+        with runs.tracked_run(config.tracking, config.output, config, job="train_teacher", done=True):
+            return Report(title=f"The teacher is already trained: {weights}")
+    stream = make_stream(config)
+    with runs.tracked_run(config.tracking, config.output, config, job="train_teacher") as run:
+        metrics = runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
+    row = {"weights": weights, **{name: value for name, value in metrics.items() if isinstance(value, float)}}
+    report = Report(title="Teacher", rows=[row], facts={"steps": config.optim.steps}, url=config.output)
+    reporting.save(report)
+    return report
+
+
+def make_loop(config: TeacherConfig, run: RunHandle) -> Loop:
+    objective = TeacherObjective(config, ValidationImages(config.pairs, config.checkpoint))
+    return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
+
+
+def plan_train_teacher(config: TeacherConfig) -> Report:
+    """What would be trained on, and the size of the network."""
+    check_workers(config.optim, config.compute)
+    check_init(config)
+    order = make_stream(config).stages[0].order
+    parameters = sum(parameter.numel() for parameter in UNet(config.unet).parameters())
+    row = {
+        "parameters": parameters,
+        "images": order.num_records // config.crops_per_image,
+        "steps": config.optim.steps,
+        "epochs": config.optim.steps * config.optim.batch_size / order.num_records,
+        "from_step": runs.latest_step(config.output),
+    }
+    return Report(title="Plan of train_teacher", rows=[row])

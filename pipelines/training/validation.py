@@ -1,0 +1,78 @@
+"""A look at validation images with the few-step sampler, while training goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines import shards
+from pipelines.config.parts import CheckpointConfig
+from pipelines.pairs.ingest import decode_pair, split_shards
+from pipelines.trajectories.records import to_images
+from pipelines.weights import load_lpips
+from reddit_core.lpips import Lpips
+from reddit_core.metrics import quality
+from reddit_core.sampler import enhance
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.unet import UNet
+
+GRID_IMAGES = 4
+# The perceptual distance, among the metrics only where a backbone is given.
+LPIPS = "lpips"
+SEED = 0
+
+
+@dataclass
+class ValidationImages:
+    """The first images of the validation split, cropped around their centre; loaded when first needed.
+
+    `lpips` is the URL of a backbone, or empty.
+    """
+
+    pairs: str
+    config: CheckpointConfig
+    lpips: str = ""
+
+    @cached_property
+    def distance(self) -> Lpips | None:
+        return load_lpips(self.lpips) if self.lpips else None
+
+    @cached_property
+    def images(self) -> Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        """(low, normal) crops, spread evenly over the split's first shard."""
+        manifest = shards.read_manifest(self.pairs, "pairs")
+        table = shards.read_shard(self.pairs, split_shards(manifest, "validation")[0])
+        rows = np.unique(np.linspace(0, table.num_rows - 1, self.config.validation_images).astype(int))
+        pairs = [decode_pair(table.slice(int(row), 1).to_pylist()[0]) for row in rows]
+        return [(self.crop(low), self.crop(normal)) for low, normal in pairs]
+
+    def crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        side = self.config.validation_crop
+        if not side:
+            return image
+        y, x = (max(0, (length - side) // 2) for length in image.shape[:2])
+        return image[y : y + side, x : x + side]
+
+    def judge(
+        self, unet: UNet, schedule: NoiseSchedule, num_steps: int
+    ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        """Mean quality over the images, and a grid of low | enhanced | normal of the first ones."""
+        device = next(unet.parameters()).device
+        results, rows = [], []
+        for low, normal in self.images:
+            enhanced = enhance(unet, to_images(low[None], device), schedule, num_steps, SEED)
+            enhanced_unit = ((enhanced + 1) / 2 * 255).round() / 255
+            normal_unit = torch.tensor(normal[None], device=device).permute(0, 3, 1, 2).float() / 255
+            result = {name: float(value) for name, value in quality(enhanced_unit, normal_unit).items()}
+            if self.distance:
+                distance = self.distance.to(device)
+                result[LPIPS] = float(distance(enhanced_unit * 2 - 1, normal_unit * 2 - 1))
+            results.append(result)
+            picture = (enhanced_unit[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            rows.append(np.concatenate([low, picture, normal], axis=1))
+        means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+        same_size = all(row.shape == rows[0].shape for row in rows)
+        return means, np.concatenate(rows[:GRID_IMAGES]) if same_size else None

@@ -1,0 +1,285 @@
+"""The teacher's trajectories, computed once and cached: pairs -> crops -> teacher actors -> shards.
+
+Three steps of one Ray Data pipeline overlap: CPU tasks decode and crop, actors run the teacher, CPU
+tasks write. A row between them is one whole shard, so that a shard is made in fixed batches by one
+actor and its bytes do not depend on how many there are.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from pipelines import reporting, shards, storage
+from pipelines.cluster import num_gpus, torch_threads
+from pipelines.config.jobs import PrecomputeConfig
+from pipelines.config.parts import Precision
+from pipelines.reporting import Report
+from pipelines.shards import Manifest, ShardEntry
+from pipelines.trajectories.records import (
+    RecordShard,
+    columns_of,
+    levels_of,
+    load_records,
+    plan_shards,
+    record_noise,
+    record_spec,
+    records_table,
+    to_images,
+)
+from pipelines.weights import load_hashed_unet, load_unet
+from reddit_core.diffusion import Estimate, predict
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
+from reddit_core.unet import UNet, use_channels_last
+
+PROGRESS_EVERY_S = 10.0
+# Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
+DECODE_CPUS = 0.5
+# The tasks of a round go to every worker, and each is a block that Ray Data's driver keeps track of.
+SHARDS_PER_ROUND = 10_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard of one stage that is still to be made, and the folder that it goes to."""
+
+    stage: int
+    shard: RecordShard
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage's cache: where it lies, what goes in, and which shards it has."""
+
+    stage: int
+    url: str
+    spec: Mapping[str, Any]
+    record_shards: tuple[RecordShard, ...]
+    done: Mapping[str, ShardEntry]
+
+    @property
+    def num_records(self) -> int:
+        return sum(shard.rows for shard in self.record_shards)
+
+    @property
+    def missing(self) -> list[Task]:
+        return [Task(self.stage, shard, self.url) for shard in self.record_shards if shard.name not in self.done]
+
+
+def teacher_targets(
+    unet: UNet, records: Mapping[str, NDArray[Any]], precision: Precision
+) -> tuple[Segment, torch.Tensor]:
+    """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
+
+    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike.
+    """
+    device = next(unet.parameters()).device
+    low, normal = to_images(records["low"], device), to_images(records["normal"], device)
+    eps = torch.from_numpy(record_noise(records["seed"], low.shape[-1])).to(device)
+    levels = levels_of(records, device)
+
+    def denoise(low: torch.Tensor, z: torch.Tensor, level: torch.Tensor) -> Estimate:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return predict(unet, low, z, level)
+
+    with torch.inference_mode():
+        segment = teacher_segment(denoise, low, normal, eps, levels)
+        return segment, unrefined_x_target(segment, levels)
+
+
+class TeacherActor:
+    """Runs the teacher over whole shards of crops, in fixed batches."""
+
+    def __init__(self, config: PrecomputeConfig, device: str) -> None:
+        torch.set_num_threads(torch_threads(config.compute))
+        self.config = config
+        self.unet = load_unet(config.teacher, config.norm_groups).unet.to(device)
+        use_channels_last(self.unet, bf16=config.precision == "bf16")
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[Any]]]:
+        for task, data in zip(batch["task"], batch["records"], strict=True):
+            table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+            yield {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
+
+    def compute(self, table: pa.Table) -> pa.Table:
+        size = self.config.batch_size
+        results = [self.targets_of(table.slice(start, size)) for start in range(0, table.num_rows, size)]
+        x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        table = table.append_column("x_u", shards.tensor_column(x_u))
+        table = table.append_column("x_target_0", shards.tensor_column(x_target_0))
+        return table.cast(shards.trajectory_schema(self.config.segment.crop))
+
+    def targets_of(self, table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        segment, x_target_0 = teacher_targets(self.unet, columns_of(table), self.config.precision)
+        return segment.x_u.half().cpu().numpy(), x_target_0.half().cpu().numpy()
+
+
+def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
+    """What each stage's cache consists of and which shards of it are there already."""
+    manifest = shards.read_manifest(config.pairs, "pairs")
+    file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
+    record_shards = plan_shards(manifest, config.split, config.segment, config.records_per_shard)
+    plans = []
+    for stage in config.stages:
+        file.schedule.grid(stage)
+        spec = {
+            **record_spec(manifest, config.split, sha256, file.schedule, stage, config.segment),
+            "records_per_shard": config.records_per_shard,
+            "precision": config.precision,
+        }
+        url = storage.join(config.output, f"{stage}-{shards.spec_key(spec)}")
+        done = shards.committed_shards(url)
+        plans.append(StagePlan(stage=stage, url=url, spec=spec, record_shards=record_shards, done=done))
+    return plans, file.schedule
+
+
+def precompute(config: PrecomputeConfig) -> Report:
+    """Computes every missing shard of every stage and writes the manifests; a second run finds nothing to do.
+
+    Raises:
+        ValueError: if the pairs, the teacher or the output cannot be used, or `verify` finds damage.
+    """
+    plans, schedule = plan_stages(config)
+    if config.verify:
+        return verify_caches(plans)
+    tasks = [task for plan in plans for task in plan.missing]
+    started = time.perf_counter()
+    if tasks:
+        storage.check_writable(config.output)
+        run_tasks(config, tasks, schedule)
+    seconds = time.perf_counter() - started
+    rows = [finish_stage(plan) for plan in plans]
+    records = sum(task.shard.rows for task in tasks)
+    facts = {
+        "state": f"computed {len(tasks)} shards" if tasks else "already done: every shard is there",
+        "seconds": seconds,
+        "records_per_second": records / seconds if tasks else None,
+    }
+    report = Report(title="Trajectory caches", rows=rows, facts=facts, url=config.output)
+    reporting.save(report)
+    return report
+
+
+def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> None:
+    """Makes the shards, a round of them at a time, with progress."""
+    rounds = [tasks[start : start + SHARDS_PER_ROUND] for start in range(0, len(tasks), SHARDS_PER_ROUND)]
+    rows = (row for part in rounds for row in make_pipeline(config, part, schedule).iter_rows())
+    show_progress(rows, sum(task.shard.rows for task in tasks))
+
+
+def make_pipeline(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
+    """decode -> teacher -> write, one row a shard."""
+    gpu = config.compute.gpu == "yes" or (config.compute.gpu == "auto" and num_gpus() > 0)
+
+    def decode(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        task = tasks[int(batch["id"][0])]
+        rows = np.arange(task.shard.rows)
+        records = load_records(config.pairs, task.shard, config.segment, schedule, task.stage, rows)
+        return {"task": [int(batch["id"][0])], "records": [bytes(shards.encode_table(records_table(records)))]}
+
+    def write(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        task = tasks[int(batch["task"][0])]
+        table = pa.ipc.open_file(pa.py_buffer(batch["shard"][0])).read_all()
+        shards.write_shard(task.url, task.shard.name, table)
+        return {"rows": [task.shard.rows]}
+
+    return (
+        ray.data.range(len(tasks), override_num_blocks=len(tasks))
+        .map_batches(decode, batch_size=1, num_cpus=DECODE_CPUS)
+        .map_batches(
+            TeacherActor,
+            fn_constructor_args=(config, "cuda" if gpu else "cpu"),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=config.compute.min_workers, max_size=config.compute.max_workers
+            ),
+            num_gpus=1 if gpu else None,
+            num_cpus=None if gpu else config.compute.cpus_per_worker,
+        )
+        .map_batches(write, batch_size=1)
+    )
+
+
+def show_progress(written: Iterable[Mapping[str, Any]], total: int) -> None:
+    """Prints records done, rate and time left every few seconds."""
+    console, started, shown, done = Console(), time.perf_counter(), 0.0, 0
+    for row in written:
+        done += int(row["rows"])
+        seconds = time.perf_counter() - started
+        if seconds - shown >= PROGRESS_EVERY_S:
+            shown = seconds
+            left = seconds / done * (total - done)
+            console.print(f"precompute {done}/{total} records, {done / seconds:.1f}/s, {left:.0f} s left")
+
+
+def finish_stage(plan: StagePlan) -> reporting.Row:
+    """Writes the manifest of a stage whose shards are all committed."""
+    done = shards.committed_shards(plan.url, plan.done)
+    entries = tuple(done[shard.name] for shard in plan.record_shards)
+    manifest = Manifest(kind="trajectories", spec=plan.spec, shards=entries)
+    shards.write_manifest(plan.url, manifest)
+    return {
+        "stage": plan.stage,
+        "key": manifest.key,
+        "records": manifest.num_rows,
+        "shards": len(entries),
+        "bytes": sum(entry.bytes for entry in entries),
+        "url": plan.url,
+    }
+
+
+def verify_caches(plans: list[StagePlan]) -> Report:
+    """Re-checks every checksum; damage is a ValueError that names the shards."""
+    rows = []
+    for plan in plans:
+        damaged = shards.verify(plan.url, plan.done.values())
+        if damaged:
+            raise ValueError(
+                f"{plan.url} has {len(damaged)} damaged shards ({', '.join(damaged[:5])}); "
+                "delete their .json files and run precompute again"
+            )
+        rows.append({"stage": plan.stage, "shards": len(plan.done), "missing": len(plan.missing), "damaged": 0})
+    return Report(title="Checksums", rows=rows)
+
+
+def plan_precompute(config: PrecomputeConfig) -> Report:
+    """What would be computed: records, shards, bytes, teacher evaluations, and a time from a short measurement."""
+    plans, schedule = plan_stages(config)
+    record_bytes = 18 * config.segment.crop**2
+    rate = measure_rate(config, plans[0], schedule)
+    rows = [
+        {
+            "stage": plan.stage,
+            "records": plan.num_records,
+            "shards": len(plan.record_shards),
+            "missing": len(plan.missing),
+            "bytes": plan.num_records * record_bytes,
+            "teacher_evaluations": 2 * sum(task.shard.rows for task in plan.missing),
+            "hours": sum(task.shard.rows for task in plan.missing) / rate / config.compute.max_workers / 3600,
+            "url": plan.url,
+        }
+        for plan in plans
+    ]
+    return Report(title="Plan of precompute", rows=rows, facts={"measured_records_per_second_per_worker": rate})
+
+
+def measure_rate(config: PrecomputeConfig, plan: StagePlan, schedule: NoiseSchedule) -> float:
+    """Records per second of one teacher on this machine, from two batches of the first shard."""
+    shard = plan.record_shards[0]
+    rows = np.arange(min(shard.rows, config.batch_size))
+    records = load_records(config.pairs, shard, config.segment, schedule, plan.stage, rows)
+    actor = TeacherActor(config, "cuda" if torch.cuda.is_available() else "cpu")
+    table = records_table(records)
+    actor.targets_of(table)
+    started = time.perf_counter()
+    actor.targets_of(table)
+    return len(rows) / (time.perf_counter() - started)
