@@ -11,6 +11,8 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# A local Ray listens on loopback alone, as it does by default on other systems, and as nothing else makes it do.
+LOOPBACK = {} if os.environ.get("RAY_ADDRESS") else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # MLflow decides about sending usage statistics while it is imported.
-for _name, _value in {**QUIET, "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+for _name, _value in {**QUIET, **LOOPBACK, "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
     os.environ.setdefault(_name, _value)

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from pipelines import LOOPBACK
+
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 240
 JOB_TIMEOUT_S = 400
@@ -43,7 +45,7 @@ class Head:
         # Names of sockets must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.token = secrets.token_hex(32)
-        hidden = ("RAY_ADDRESS", "PYTHONPATH", "RAY_API_SERVER_ADDRESS")
+        hidden = ("RAY_ADDRESS", "PYTHONPATH", "RAY_API_SERVER_ADDRESS", *LOOPBACK)
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
             "HOME": str(home),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -1,4 +1,4 @@
-"""Names that a dataset brings along stay text, and a local Ray asks for its token."""
+"""Names that a dataset brings along stay text; a local Ray asks for its token and listens on loopback alone."""
 
 import os
 import subprocess
@@ -42,10 +42,30 @@ ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv
     ids=["its token", "another token", "none"],
 )
 def test_a_local_ray_answers_only_those_who_have_its_token(variables: dict[str, str], let_in: bool) -> None:
-    """Its ports listen on every interface, so this is what keeps others out."""
+    """Its ports are open to whoever has an account on the machine, so this is what keeps others out."""
     address = ray.get_runtime_context().gcs_address
     environment = {**os.environ, "RAY_AUTH_MODE": "token", **variables}
     command = [sys.executable, "-c", ASK, address]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode == 0) == let_in, done.stdout + done.stderr
     assert let_in or "authentication" in done.stderr.lower()
+
+
+LISTEN = """
+from pipelines.cluster import start_ray
+import psutil, ray
+start_ray(dashboard=True)
+ray.get(ray.remote(lambda: None).remote())
+for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+    for connection in process.net_connections("inet"):
+        if connection.status == psutil.CONN_LISTEN:
+            print(connection.laddr.ip)
+"""
+
+
+def test_a_local_ray_listens_on_loopback_alone() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", LISTEN]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    addresses = set(done.stdout.split())
+    assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

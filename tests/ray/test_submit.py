@@ -86,16 +86,22 @@ def test_every_job_after_the_teacher(head: Head, data: Path) -> None:
     teacher, student = data / "teacher" / "teacher.safetensors", data / "students" / "student-2.safetensors"
     inputs = f"--pairs {data}/pairs --teacher {teacher}"
     distill = f"{inputs} --cache {data}/cache --stages 4 {SEGMENT} --optim.steps 8 {TRAINING}"
+    swept = " ".join(
+        flag.replace("--", "--distill.", 1) if flag.startswith("--") else flag
+        for flag in f"{distill} --output {data}/best --checkpoint.every 4 --checkpoint.validate-every 4".split()
+    )
     commands = {
         "precompute": f"{inputs} --output {data}/cache --stages 4 {SEGMENT} --batch-size 4 --compute.threads 1",
         "distill": f"{distill} --output {data}/students --checkpoint.validate-every 0",
         "evaluate": f"--pairs {data}/pairs --output {data}/report --weights student:2={student} --limit 1 "
         "--tracking.no-enabled",
+        "tune": f"{swept} --output {data}/sweep --trials 2 --trial-steps 4 --no-asha",
         "enhance": f"--source {data}/LOLv1/our485/low --output {data}/enhanced --weights {student}",
     }
     for name, flags in commands.items():
         head.submit(name, f"python jobs/{name}.py {flags}")
         assert head.status(name) == "SUCCEEDED"
+    assert (data / "sweep" / "best.toml").exists()
     assert student.exists() and len(list((data / "enhanced").glob("*.png"))) == 8
 
 
