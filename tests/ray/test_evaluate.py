@@ -116,15 +116,15 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
 def test_what_an_interrupted_evaluation_judged_is_not_judged_again(
     config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.evaluation import evaluate  # noqa: PLC0415 - the module itself, to stop it half-way
+    from pipelines.evaluation import evaluate as evaluation  # noqa: PLC0415 - the module itself, to stop it half-way
 
-    whole = evaluate.judge_missing
+    whole = evaluation.judge_missing
 
     def half(config: EvaluateConfig, images: list[ImageRef], parts: str) -> None:
         whole(config, images[:2], parts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "judge_missing", half)
+    monkeypatch.setattr(evaluation, "judge_missing", half)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     monkeypatch.undo()
