@@ -12,6 +12,7 @@ import ray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from ray import tune as ray_tune
 from ray.tune import Tuner
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -42,6 +43,9 @@ SETTINGS = {
     # Only the older output can be silenced; SweepProgress says what happens.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+# Ray Tune would copy these into the trials' runtime environment, which Ray logs; trials find them where all other
+# processes do, in the environment of their machine.
+CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 # A trial's driver may be lost with its node; its own workers are restarted by Ray Train.
 MAX_FAILURES = 2
 
@@ -228,6 +232,7 @@ def search(sweep: Sweep, run: RunHandle) -> Report:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    ENV_VARS_TO_PROPAGATE.difference_update(CREDENTIALS)
     with tracking.RunWriter(run) as writer, watching(sweep, run, writer) as watch:
         grid = make_tuner(sweep, run).fit()
         results = [grid[index] for index in range(len(grid))]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import reddit_core
 from pipelines.delivery.run_handle import RunHandle
-from pipelines.students import model
+from pipelines.students import student_model
 from pipelines.students.model_card import ModelCard
 from pipelines.tracking.connection import connect, if_reached
 from pipelines.tracking.records import ensure_run
@@ -84,9 +84,9 @@ def _save_pyfunc(
     params = ParamSchema([ParamSpec("steps", "integer", card.steps), ParamSpec("seed", "integer", seed)])
     mlflow.pyfunc.save_model(
         folder / "model",
-        loader_module=model.MODULE,
+        loader_module=student_model.MODULE,
         data_path=str(file),
-        code_paths=[str(Path(reddit_core.__file__).parent), model.__file__],
+        code_paths=[str(Path(reddit_core.__file__).parent), student_model.__file__],
         mlflow_model=Model(run_id=run_id, model_id=model_id),
         signature=ModelSignature(inputs=images, outputs=images, params=params),
         input_example=example,
