@@ -1,5 +1,6 @@
 """Training on the GPU: a bf16 step, records that do not change, and checkpoints that go from CPU to GPU and back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def test_bf16_steps_learn_and_leave_float32_weights(loop: Loop, device: torch.de
 
 
 def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None:
-    worker = begin(loop, device)
+    config = replace(loop.objective.config, trajectories="online", pairs=".")
+    worker = begin(replace(loop, objective=DistillObjective(config, None)), device)
     before = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
     worker.step({**records(targets=False), "position": np.arange(BATCH_SIZE)})
     assert worker.state.skipped == 0
