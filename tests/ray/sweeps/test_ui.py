@@ -128,9 +128,6 @@ def test_the_pages_show_the_sweep_its_trials_their_charts_and_images(browser: Br
 
     browser.open(f"{experiment}/runs/{children[0].info.run_id}/model-metrics")
     browser.wait(lambda driver: driver.find_elements(By.CSS_SELECTOR, CURVES))
-    image = browser.wait(lambda driver: driver.find_elements(By.CSS_SELECTOR, "img[src*='validation~4-to-2']"))[0]
-    browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
-    browser.wait(lambda driver: width_of(driver, image) > 50)
     browser.picture("trial")
 
     browser.open(f"{experiment}/runs/{parent.info.run_id}/artifacts/plots/refine_weight.png")
