@@ -86,6 +86,11 @@ def num_gpus() -> int:
     return int(resources().get("GPU", 0))
 
 
+def use_gpu(compute: ComputeConfig) -> bool:
+    """Whether each worker or actor gets a GPU."""
+    return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
+
+
 def torch_threads(compute: ComputeConfig) -> int:
     """CPU threads of one worker: what was asked for, else an equal share of this machine's cores."""
     return compute.threads or max(1, (os.cpu_count() or 1) // compute.max_workers)

@@ -1,6 +1,6 @@
 """The configuration of the jobs up to a student: frozen dataclasses, from which the command lines are made.
 
-`config_parts` holds what they share, `config_use` the jobs that judge, use and export a student.
+`parts.py` holds what they share, `use.py` the jobs that judge, use and export a student.
 
 Field docstrings become the help of the flags. Values that could never work are refused in
 `__post_init__` with the value, the rule and the remedy.

@@ -1,4 +1,4 @@
-"""The parts that the configurations of several jobs share (`config.py` puts them together)."""
+"""The parts that the configurations of several jobs share (`jobs.py` puts them together)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass

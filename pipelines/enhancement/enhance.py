@@ -18,11 +18,10 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import torch_threads
+from pipelines.cluster import torch_threads, use_gpu
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.photo_files import EXTENSIONS, Pixels, read_photograph, write_photograph
 from pipelines.reporting import Report
-from pipelines.training import runs
 from pipelines.weights import load_unet
 from reddit_core.tiles import enhance_pixels
 from reddit_core.unet import use_channels_last
@@ -188,7 +187,7 @@ def enhance(config: EnhanceConfig) -> Report:
 
 def run(config: EnhanceConfig, work: Work) -> list[Mapping[str, Any]]:
     """The actor pool over what is missing; one small row for each photograph comes back."""
-    gpu = runs.use_gpu(config.compute)
+    gpu = use_gpu(config.compute)
     rows = ray.data.range(len(work.missing), override_num_blocks=len(work.missing)).map_batches(
         Enhancer,
         fn_constructor_args=(config, work, "cuda" if gpu else "cpu"),

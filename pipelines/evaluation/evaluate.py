@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import torch_threads
+from pipelines.cluster import torch_threads, use_gpu
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
 from pipelines.evaluation.before_after import before_after
@@ -144,7 +144,7 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
     missing = [i for i in range(len(images)) if storage.name_of(part_url(parts, i)) not in there]
     if not missing:
         return
-    gpu = runs.use_gpu(config.compute)
+    gpu = use_gpu(config.compute)
     judged = ray.data.from_items([{"id": i} for i in missing], override_num_blocks=len(missing)).map_batches(
         Judge,
         fn_constructor_args=(config, images, parts, "cuda" if gpu else "cpu"),
@@ -218,7 +218,7 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float]:
 
 def environment(config: EvaluateConfig) -> dict[str, Any]:
     """What seconds and memory depend on."""
-    gpu = runs.use_gpu(config.compute)
+    gpu = use_gpu(config.compute)
     return {
         "device": "GPU of a worker" if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "threads": torch_threads(config.compute),

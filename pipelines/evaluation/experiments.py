@@ -7,8 +7,10 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import reporting, shards, storage
 from pipelines.config.experiments import ExperimentConfig
@@ -19,7 +21,6 @@ from pipelines.images import encode_png
 from pipelines.pairs.ingest import decode_pair, ingest, split_shards
 from pipelines.reporting import Report, Row
 from pipelines.training.distillation import distill, student_name
-from reddit_core.degrade import degrade
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def experiment(config: ExperimentConfig) -> Report:
                 weights=methods_of(config),
                 limit=config.limit,
                 precision=config.distill.optim.precision,
+                norm_groups=config.distill.norm_groups,
                 compute=config.distill.compute,
                 tracking=config.distill.tracking,
             )
@@ -107,44 +109,46 @@ def over_seeds(rows: list[Row]) -> list[Row]:
 
 
 def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
-    """The pair datasets that the methods are judged on, by name."""
+    """The pair datasets that the methods are judged on, by name; those of darkness are made where they are missing."""
     if config.experiment != "darkness":
         return {"validation": config.distill.pairs}
-    return {f"{stops:g}-stops": darkened(config, stops) for stops in config.stops}
+    photographs, splits = write_normal_images(config)
+    datasets = {}
+    for stops in config.stops:
+        name = f"{stops:g}-stops"
+        darkened = IngestConfig(
+            layout="degrade",
+            source=photographs,
+            splits=splits,
+            output=storage.join(config.output, "pairs", name),
+            degrade=replace(config.degrade, stops=(stops, stops)),
+            degrade_seed=config.degrade_seed,
+        )
+        ingest(darkened)
+        datasets[name] = darkened.output
+    return datasets
 
 
-def darkened(config: ExperimentConfig, stops: float) -> str:
-    """The validation split's normal images at an exposure so many stops darker, as a pair dataset."""
-    folder = storage.join(config.output, "pairs", f"{stops:g}-stops")
-    if storage.exists(storage.join(folder, shards.MANIFEST)):
-        return folder
-    source = storage.join(config.output, "photographs", f"{stops:g}-stops")
-    model = replace(config.degrade, stops=(stops, stops))
+def write_normal_images(config: ExperimentConfig) -> tuple[str, str]:
+    """The validation split's first normal images as files of a folder, and the splits that `ingest` is to give them."""
+    folder, splits = (storage.join(config.output, name) for name in ("photographs", "splits.csv"))
+    if storage.exists(splits):  # it is written last
+        return folder, splits
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(("pair_id", "split"))
-    for index, normal in enumerate(normal_images(config)):
+    for index, normal in enumerate(islice(normal_images(config.distill.pairs), config.limit or None)):
         name = f"{index:04d}.png"
-        low = degrade(normal, model, np.random.default_rng((config.degrade_seed, index)))
-        storage.write_bytes(storage.join(source, "low", name), encode_png(low))
-        storage.write_bytes(storage.join(source, "normal", name), encode_png(normal))
-        writer.writerow((name.partition(".")[0], "validation"))
-    splits = storage.join(source, "splits.csv")
+        storage.write_bytes(storage.join(folder, name), encode_png(normal))
+        writer.writerow((name, "validation"))
     storage.write_bytes(splits, table.getvalue().encode())
-    low_folder, normal_folder = storage.join(source, "low"), storage.join(source, "normal")
-    ingest(IngestConfig(layout="folders", low=low_folder, normal=normal_folder, splits=splits, output=folder))
-    return folder
+    return folder, splits
 
 
-def normal_images(config: ExperimentConfig) -> Iterator[np.ndarray]:
-    """The validation split's normal images, the first `limit` of them."""
-    manifest = shards.read_manifest(config.distill.pairs, "pairs")
-    left = config.limit or None
-    for entry in split_shards(manifest, "validation"):
-        for row in shards.read_shard(config.distill.pairs, entry).to_pylist():
-            if left == 0:
-                return
-            left = left - 1 if left else left
+def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
+    """The validation split's normal images, in order."""
+    for entry in split_shards(shards.read_manifest(pairs, "pairs"), "validation"):
+        for row in shards.read_shard(pairs, entry).to_pylist():
             yield decode_pair(row)[1]
 
 

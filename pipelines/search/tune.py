@@ -20,6 +20,7 @@ from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
 from pipelines import reporting, storage, tracking
+from pipelines.cluster import use_gpu
 from pipelines.config.jobs import TuneConfig
 from pipelines.reporting import Report
 from pipelines.search import outcome, progress
@@ -130,7 +131,7 @@ def num_concurrent(config: TuneConfig) -> int:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     per_trial = compute.max_workers * compute.cpus_per_worker + DRIVER_CPUS + DATA_CPUS
     fits = int(resources.get("CPU", 0) // per_trial)
-    if runs.use_gpu(compute):
+    if use_gpu(compute):
         fits = min(fits, int(resources.get("GPU", 0)) // compute.max_workers)
     if fits < 1:
         raise ValueError(

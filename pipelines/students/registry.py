@@ -19,8 +19,10 @@ EXAMPLE_SIDE = 32
 
 
 def inputs_of(config: DistillConfig, teacher_sha256: str) -> Sequence[InputData]:
-    """The pairs and the caches that a distillation reads, by manifest and key."""
-    inputs = []
+    """The pairs and the caches that a tracked distillation reads, by manifest and key."""
+    inputs: list[InputData] = []
+    if not config.tracking.enabled:  # manifests may be large
+        return inputs
     if config.pairs:
         manifest = shards.read_manifest(config.pairs, "pairs")
         inputs.append(InputData("pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key))

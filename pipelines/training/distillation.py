@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines import reporting, storage
-from pipelines.cluster import num_gpus
+from pipelines.cluster import num_gpus, use_gpu
 from pipelines.config.jobs import DistillConfig
 from pipelines.reporting import Report
 from pipelines.students import registry
@@ -147,7 +147,7 @@ def teachers_beside(config: DistillConfig) -> Beside:
     Raises:
         ValueError: if the cluster has too few GPUs for workers and teachers.
     """
-    compute, gpu = config.compute, runs.use_gpu(config.compute)
+    compute, gpu = config.compute, use_gpu(config.compute)
     wanted = compute.max_workers + config.teacher_actors
     if gpu and num_gpus() < wanted:
         raise ValueError(

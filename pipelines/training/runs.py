@@ -13,8 +13,8 @@ from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfi
 from ray.train.torch import TorchTrainer
 
 from pipelines import shards, storage
-from pipelines.cluster import num_gpus
-from pipelines.config.parts import ComputeConfig, TrackingConfig
+from pipelines.cluster import use_gpu
+from pipelines.config.parts import TrackingConfig
 from pipelines.redaction import redact_tree
 from pipelines.tracking import InputData, RunHandle, close_run, open_run
 from pipelines.training.checkpoints import step_of
@@ -141,10 +141,6 @@ def causes_of(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
         if cause := pending.pop():
             yield cause
             pending += [cause.__cause__, getattr(cause, "cause", None), getattr(cause, "_base_exc", None)]
-
-
-def use_gpu(compute: ComputeConfig) -> bool:
-    return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
 
 
 def fit(trainer: TorchTrainer) -> Mapping[str, Any]:

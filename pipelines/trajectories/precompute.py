@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import num_gpus, torch_threads
+from pipelines.cluster import torch_threads, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import Precision
 from pipelines.reporting import Report
@@ -178,7 +178,7 @@ def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedu
 
 def make_pipeline(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
     """decode -> teacher -> write, one row a shard."""
-    gpu = config.compute.gpu == "yes" or (config.compute.gpu == "auto" and num_gpus() > 0)
+    gpu = use_gpu(config.compute)
 
     def decode(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         task = tasks[int(batch["id"][0])]

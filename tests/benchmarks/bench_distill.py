@@ -26,18 +26,18 @@ from measuring import (
     make_unet,
     pick_device,
     seconds_of,
+    show_with_profiles,
     size_for,
     take_turns,
     top_operations,
 )
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
 from pipelines.delivery.run_handle import OFF
-from pipelines.reporting import Report, show
+from pipelines.reporting import Report
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
 from pipelines.trajectories.records import to_images
@@ -168,7 +168,4 @@ def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    report, profiles = bench(tyro.cli(Settings))
-    show(report, Console())
-    for name, table in profiles.items():
-        print(f"\n{name}\n{table}")
+    show_with_profiles(*bench(tyro.cli(Settings)))

@@ -25,14 +25,14 @@ from measuring import (
     make_unet,
     pick_device,
     seconds_of,
+    show_with_profiles,
     size_for,
     take_turns,
     top_operations,
 )
-from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.reporting import Report, show
+from pipelines.reporting import Report
 from reddit_core.unet import UNet
 
 Variant = Literal["plain", "bf16", "channels_last", "compile", "graphs"]
@@ -150,7 +150,4 @@ def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    report, profiles = bench(tyro.cli(Settings))
-    show(report, Console())
-    for name, table in profiles.items():
-        print(f"\n{name}\n{table}")
+    show_with_profiles(*bench(tyro.cli(Settings)))

@@ -8,19 +8,17 @@ those of the validation split's centre crops, as the runs themselves measure the
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import tyro
 
 from pipelines import reporting, storage
 from pipelines.cluster import start_ray
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.evaluation.experiments import over_seeds
 from pipelines.reporting import Report, Row
 from pipelines.training.distillation import distill
 from pipelines.trajectories.precompute import precompute
 from reddit_core.retinex import ReflectanceConfig
-
-FIGURES = ("psnr", "psnr_gt_mean", "ssim", "sharpness")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def base_config(settings: Settings, name: str, teacher: str) -> DistillConfig:
         pairs=settings.pairs,
         teacher=teacher,
         cache=storage.join(settings.output, f"cache-{name}"),
-        output=storage.join(settings.output, name),
+        output=settings.output,
         stages=settings.stages,
         refine_weight=settings.refine_weight,
         segment=SegmentConfig(crop=settings.crop, crops=settings.crops, min_scale=settings.min_scale),
@@ -109,20 +107,6 @@ def compute_cache(config: DistillConfig) -> None:
     )
 
 
-def students_of(config: DistillConfig, variant: str, seeds: tuple[int, ...]) -> list[Row]:
-    """Means over the seeds, and the raw PSNR's standard deviation among them, of the student of each stage."""
-    rows = []
-    for seed in seeds:
-        output = storage.join(config.output, f"{variant}-seed-{seed}")
-        rows.append(distill(replace(config, output=output, optim=replace(config.optim, seed=seed))).rows)
-    table: list[Row] = []
-    for students in zip(*rows, strict=True):
-        means = {name: float(np.mean([row[name] for row in students])) for name in FIGURES}
-        spread = float(np.std([row["psnr"] for row in students]))
-        table.append({"steps": students[0]["steps"], **means, "psnr_spread": spread})
-    return table
-
-
 def main(settings: Settings) -> None:
     start_ray()
     rows: list[Row] = []
@@ -130,11 +114,14 @@ def main(settings: Settings) -> None:
         name, _, url = teacher.partition("=")
         for variant, config in variants(base_config(settings, name, url)).items():
             compute_cache(config)
-            students = students_of(config, variant, settings.seeds)
-            rows += [{"teacher": name, "variant": variant, **row} for row in students]
-            reporting.show(Report(title="Students so far", rows=rows))
-    report = Report(title="What helps a student", rows=rows, facts={"seeds": settings.seeds}, url=settings.output)
-    reporting.save(report)
+            for seed in settings.seeds:
+                student = f"{name}-{variant}-seed-{seed}"
+                output, optim = storage.join(settings.output, student), replace(config.optim, seed=seed)
+                distilled = distill(replace(config, output=output, optim=optim))
+                rows += [{"pairs": "validation", "method": student, **row} for row in distilled.rows]
+            reporting.show(Report(title="Students so far", rows=over_seeds(rows)))
+    facts = {"seeds": list(settings.seeds)}
+    reporting.save(Report(title="What helps a student", rows=over_seeds(rows), facts=facts, url=settings.output))
 
 
 if __name__ == "__main__":

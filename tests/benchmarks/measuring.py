@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.config.presets import LOL_CPU_UNET, PAPER_UNET
-from pipelines.reporting import Row
+from pipelines.reporting import Report, Row, show
 from reddit_core.unet import UNet, UNetConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -125,3 +125,10 @@ def top_operations(call: Call, device: torch.device, rows: int = 12) -> str:
     order = f"self_{device.type}_time_total"
     table: str = profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=50)
     return table
+
+
+def show_with_profiles(report: Report, profiles: Mapping[str, str]) -> None:
+    """Prints a report, and under it the profile of each call, by name."""
+    show(report)
+    for name, table in profiles.items():
+        print(f"\n{name}\n{table}")

@@ -80,6 +80,7 @@ def test_stores_and_a_shared_folder_are_not_refused(two_machines: None) -> None:
 def test_one_machine_may_use_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node("a", "10.0.0.1")])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    assert not cluster.is_spread_out()
     cluster.refuse_local_urls(IngestConfig(source="in", output="out"))
 
 
