@@ -1,12 +1,14 @@
 """What helps a student: refinement, reflectance, noise levels and prediction, at 8, 4, 2, 1 steps over several seeds.
 
-    python tests/benchmarks/lol_ablation.py --pairs URL --teachers v=URL eps=URL --output URL [--steps 150]
+    python tests/benchmarks/lol_ablation.py --pairs URL --teachers v=URL eps=URL --caches URL --output URL [--steps 150]
 
 Every student starts from its teacher and is taught by it. What is there already is not made again. The figures are
-those of the validation split's centre crops, as the runs themselves measure them at the end of each stage.
+those of the validation split's centre crops, as the runs themselves measure them at the end of each stage. The
+students lie where `jobs/experiments.py --output OUTPUT/NAME` looks for them.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import tyro
 
@@ -29,8 +31,12 @@ class Settings:
     """URL of the pair dataset."""
     teachers: tuple[str, ...]
     """NAME=URL of each teacher's weights."""
+    caches: str
+    """URL below which the trajectories of a teacher lie in cache-NAME, or are put."""
     output: str
-    """URL of caches, students and report.json."""
+    """URL of students and report.json."""
+    variants: tuple[Literal["refined", "unrefined", "released-reflectance", "node-levels"], ...] = ()
+    """Only these variants; empty takes all."""
     stages: tuple[int, ...] = (16, 8, 4, 2)
     """Teacher steps of each stage."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -41,7 +47,7 @@ class Settings:
     """Samples of a step."""
     crop: int = 80
     """Side of the training crops in pixels."""
-    crops: int = 4
+    crops: int = 8
     """Crops of each pair."""
     min_scale: float = 0.25
     """Smallest scale of the images that crops are cut from."""
@@ -69,7 +75,7 @@ def base_config(settings: Settings, name: str, teacher: str) -> DistillConfig:
     return DistillConfig(
         pairs=settings.pairs,
         teacher=teacher,
-        cache=storage.join(settings.output, f"cache-{name}"),
+        cache=storage.join(settings.caches, f"cache-{name}"),
         output=settings.output,
         stages=settings.stages,
         refine_weight=settings.refine_weight,
@@ -113,12 +119,17 @@ def main(settings: Settings) -> None:
     for teacher in settings.teachers:
         name, _, url = teacher.partition("=")
         for variant, config in variants(base_config(settings, name, url)).items():
+            if settings.variants and variant not in settings.variants:
+                continue
             compute_cache(config)
             for seed in settings.seeds:
-                student = f"{name}-{variant}-seed-{seed}"
-                output, optim = storage.join(settings.output, student), replace(config.optim, seed=seed)
+                student = f"{variant}-seed-{seed}"
+                output, optim = (
+                    storage.join(settings.output, name, "students", student),
+                    replace(config.optim, seed=seed),
+                )
                 distilled = distill(replace(config, output=output, optim=optim))
-                rows += [{"pairs": "validation", "method": student, **row} for row in distilled.rows]
+                rows += [{"pairs": "validation", "method": f"{name}-{student}", **row} for row in distilled.rows]
             reporting.show(Report(title="Students so far", rows=over_seeds(rows)))
     facts = {"seeds": list(settings.seeds)}
     reporting.save(Report(title="What helps a student", rows=over_seeds(rows), facts=facts, url=settings.output))

@@ -14,12 +14,13 @@ off="--tracking.no-enabled"
 
 [ -d "$pairs" ] || $python "$jobs/ingest.py" --source "$source" --layout lolv1 --output "$pairs"
 $python "$jobs/train_teacher.py" $on $off --preset lol-cpu --unet.prediction "$prediction" --output "$output/teacher-$prediction"
-$python "$jobs/precompute.py" $on --preset lol-cpu --teacher "$teacher" --output "$cache" --stages 16,8,4
+$python "$jobs/precompute.py" $on --preset lol-cpu --teacher "$teacher" --output "$cache" --stages 16,8,4,2
 $python "$jobs/distill.py" $on $off --preset lol-cpu --cache "$cache" --teacher "$teacher" --output "$students" \
-    --stages 16,8,4
+    --stages 16,8,4,2
 $python "$jobs/distill.py" $on $off --preset lol-cpu --cache "$cache" --teacher "$teacher" --output "$students-w0" \
     --stages 4 --refine-weight 0
 $python "$jobs/evaluate.py" $on $off --output "$output/report-$prediction" --precision bf16 \
     --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \
-    student:2="$students/student-2.safetensors" student-w0:2="$students-w0/student-2.safetensors"
+    student:2="$students/student-2.safetensors" student:1="$students/student-1.safetensors" \
+    student-w0:2="$students-w0/student-2.safetensors"
