@@ -3,14 +3,21 @@
 import logging
 import os
 import socket
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import ray
+from rich.console import Console
 
 from pipelines import QUIET, storage
 from pipelines.config.parts import ComputeConfig, urls_of
 
 MIN_LOGICAL_CPUS = 4
+# What a task reserves that loads data.
+LOAD_CPUS = 1.0
+ROUND = 10_000
+
+Item = TypeVar("Item")
 
 
 def start_ray(*, dashboard: bool = False) -> None:
@@ -46,6 +53,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def rounds(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """The items in parts that one Ray Data pipeline can take, each as a block that its driver keeps track of."""
+    for start in range(0, len(items), ROUND):
+        yield items[start : start + ROUND]
 
 
 def refuse_local_urls(config: Any, shared_folder: str = "") -> None:
@@ -89,6 +102,25 @@ def num_gpus() -> int:
 def use_gpu(compute: ComputeConfig) -> bool:
     """Whether each worker or actor gets a GPU."""
     return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
+
+
+def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
+    """Workers that reserve every CPU wait without end for data that nothing loads: refused locally, else pointed out.
+
+    Args:
+        more_cpus: what is reserved beside the workers.
+    """
+    workers = min(compute.max_workers, num_gpus()) if num_gpus() and use_gpu(compute) else compute.max_workers
+    reserved, there = workers * compute.cpus_per_worker + more_cpus, resources().get("CPU", 0.0)
+    if reserved + LOAD_CPUS <= there:
+        return
+    message = (
+        f"the workers reserve {reserved:g} CPUs, and loading their data needs {LOAD_CPUS:g} more, but Ray has "
+        f"{there:g}; lower compute.workers or compute.cpus-per-worker"
+    )
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(message)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"{message}, unless machines are added", markup=False)
 
 
 def torch_threads(compute: ComputeConfig) -> int:

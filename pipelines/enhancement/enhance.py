@@ -7,7 +7,7 @@ import posixpath
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import torch_threads, use_gpu
+from pipelines.cluster import rounds, torch_threads, use_gpu
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.photo_files import EXTENSIONS, Pixels, read_photograph, write_photograph
 from pipelines.reporting import Report
@@ -186,9 +186,16 @@ def enhance(config: EnhanceConfig) -> Report:
 
 
 def run(config: EnhanceConfig, work: Work) -> list[Mapping[str, Any]]:
-    """The actor pool over what is missing; one small row for each photograph comes back."""
+    """Enhances what is missing; one small row for each photograph comes back."""
+    parts = (replace(work, names=(), missing=part) for part in rounds(work.missing))
+    rows = (row for part in parts for row in enhancing(config, part).iter_rows())
+    return show_progress(rows, len(work.missing))
+
+
+def enhancing(config: EnhanceConfig, work: Work) -> ray.data.Dataset:
+    """The actor pool over the photographs of a round."""
     gpu = use_gpu(config.compute)
-    rows = ray.data.range(len(work.missing), override_num_blocks=len(work.missing)).map_batches(
+    return ray.data.range(len(work.missing), override_num_blocks=len(work.missing)).map_batches(
         Enhancer,
         fn_constructor_args=(config, work, "cuda" if gpu else "cpu"),
         batch_size=1,
@@ -202,7 +209,6 @@ def run(config: EnhanceConfig, work: Work) -> list[Mapping[str, Any]]:
         num_gpus=1 if gpu else None,
         num_cpus=None if gpu else config.compute.cpus_per_worker,
     )
-    return show_progress(rows.iter_rows(), len(work.missing))
 
 
 def show_progress(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:

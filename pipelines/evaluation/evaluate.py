@@ -10,7 +10,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,21 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import torch_threads, use_gpu
+from pipelines.cluster import rounds, torch_threads, use_gpu
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
 from pipelines.evaluation.before_after import before_after
-from pipelines.evaluation.judging import PROTOCOL, TRUTH, ImageRef, Judge, Method, methods_of, part_url, shown_methods
-from pipelines.evaluation.report_page import Case
+from pipelines.evaluation.judgement import COSTS, Judgement, find_cases, intervals, mean_of, read_part, read_rows
+from pipelines.evaluation.judging import (
+    PROTOCOL,
+    SHOWN_IMAGES,
+    ImageRef,
+    Judge,
+    Method,
+    methods_of,
+    part_url,
+    shown_methods,
+)
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import split_shards
 from pipelines.reporting import Report, Row
@@ -36,34 +44,7 @@ from pipelines.weights import load_unet
 
 PARTS = "parts"
 BEFORE_AFTER, TABLE, PAGE = "before_after.png", "images.csv", "report.html"
-HEAD = ("pair_id", "method", "steps", "seed")
-COSTS = ("seconds_per_megapixel", "peak_mb_per_megapixel")
-CASES_PER_END = 3
-BOOTSTRAP_DRAWS = 2000
 PROGRESS_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """All that was measured: one row for each image, method and seed."""
-
-    methods: Sequence[Method]
-    rows: Sequence[Row]
-
-    def of(self, method: Method) -> list[Row]:
-        return [row for row in self.rows if (row["method"], row["steps"]) == (method.name, method.steps)]
-
-    def per_image(self, method: Method, name: str) -> dict[str, float]:
-        """A figure of each image, the mean over seeds, in the images' order."""
-        values: dict[str, list[float]] = {}
-        for row in self.of(method):
-            values.setdefault(row["pair_id"], []).append(row[name])
-        return {pair_id: float(np.mean(seeds)) for pair_id, seeds in values.items()}
-
-    @property
-    def figures(self) -> list[str]:
-        """The names of what was measured of results, without costs."""
-        return [name for name in self.rows[0] if name not in (*HEAD, *COSTS)]
 
 
 def find_images(config: EvaluateConfig) -> list[ImageRef]:
@@ -120,7 +101,7 @@ def evaluate(config: EvaluateConfig) -> Report:
     with runs.tracked_run(config.tracking, config.output, config, job="evaluate") as run:
         parts = storage.join(config.output, PARTS, shards.spec_key(evaluated))
         judge_missing(config, images, parts)
-        judgement = Judgement(methods, [row for i in range(len(images)) for row in read_part(parts, i)["rows"]])
+        judgement = Judgement(methods, read_rows(parts, len(images)))
         picture, page = draw(config, parts, len(images)), judged_page(config, parts, judgement)
         report = summarize(config, judgement, evaluated)
         files = {PAGE: page.encode(), TABLE: as_csv(judgement.rows), BEFORE_AFTER: encode_png(picture)}
@@ -144,17 +125,9 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
     missing = [i for i in range(len(images)) if storage.name_of(part_url(parts, i)) not in there]
     if not missing:
         return
-    gpu = use_gpu(config.compute)
-    judged = ray.data.from_items([{"id": i} for i in missing], override_num_blocks=len(missing)).map_batches(
-        Judge,
-        fn_constructor_args=(config, images, parts, "cuda" if gpu else "cpu"),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=config.compute.min_workers, max_size=config.compute.max_workers),
-        num_gpus=1 if gpu else None,
-        num_cpus=None if gpu else config.compute.cpus_per_worker,
-    )
+    judged = (row for part in rounds(missing) for row in judging(config, images, parts, part).iter_rows())
     console, started, shown = Console(highlight=False), time.perf_counter(), 0.0
-    for done, row in enumerate(judged.iter_rows(), start=1):
+    for done, row in enumerate(judged, start=1):
         if row["error"]:
             raise ValueError(row["error"])
         seconds = time.perf_counter() - started
@@ -163,15 +136,23 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
             console.print(f"evaluate {done}/{len(missing)} images, {done / seconds:.2f}/s, {left:.0f} s left")
 
 
-def read_part(parts: str, index: int) -> dict[str, Any]:
-    part: dict[str, Any] = json.loads(storage.read_bytes(part_url(parts, index)))
-    return part
+def judging(config: EvaluateConfig, images: Sequence[ImageRef], parts: str, chosen: Sequence[int]) -> ray.data.Dataset:
+    """The actor pool over the chosen images."""
+    gpu = use_gpu(config.compute)
+    return ray.data.from_items([{"id": i} for i in chosen], override_num_blocks=len(chosen)).map_batches(
+        Judge,
+        fn_constructor_args=(config, images, parts, "cuda" if gpu else "cpu"),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=config.compute.min_workers, max_size=config.compute.max_workers),
+        num_gpus=1 if gpu else None,
+        num_cpus=None if gpu else config.compute.cpus_per_worker,
+    )
 
 
 def draw(config: EvaluateConfig, parts: str, num_images: int) -> NDArray[np.uint8]:
     """The grid of the first images."""
-    rows = (read_part(parts, index)["shown"] for index in range(num_images))
-    return before_after(shown_methods(config), [[base64.b64decode(png) for png in row] for row in rows if row])
+    rows = [read_part(parts, index)["shown"] for index in range(min(num_images, SHOWN_IMAGES))]
+    return before_after(shown_methods(config), [[base64.b64decode(png) for png in row] for row in rows])
 
 
 def summarize(config: EvaluateConfig, judgement: Judgement, evaluated: Mapping[str, Any]) -> Report:
@@ -191,29 +172,6 @@ def summarize(config: EvaluateConfig, judgement: Judgement, evaluated: Mapping[s
         "evaluated": evaluated,
     }
     return Report(title="Evaluation", rows=rows, facts=facts, url=config.output)
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """None where it could not be measured."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def intervals(judgement: Judgement) -> list[Row]:
-    """95 % intervals of the means, `LOW to HIGH`, one row for each method."""
-    rows: list[Row] = []
-    for method in judgement.methods:
-        bounds = {name: bootstrap(list(judgement.per_image(method, name).values())) for name in judgement.figures}
-        texts = {name: f"{low:.4g} to {high:.4g}" for name, (low, high) in bounds.items()}
-        rows.append({"method": method.name, "steps": method.steps, **texts})
-    return rows
-
-
-def bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over resampled images (seeded; Efron 1979)."""
-    sample = np.random.default_rng(0).choice(values, size=(BOOTSTRAP_DRAWS, len(values)))
-    low, high = np.percentile(sample.mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def environment(config: EvaluateConfig) -> dict[str, Any]:
@@ -242,31 +200,6 @@ def judged_page(config: EvaluateConfig, parts: str, judgement: Judgement) -> str
     title = f"Evaluation on {config.split}: {report.facts['images']} images"
     cases = find_cases(parts, judgement)
     return report_page.render(title, report.rows, {**facts, **weights}, report.facts["intervals_95"], cases)
-
-
-def find_cases(parts: str, judgement: Judgement) -> list[Case]:
-    """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first."""
-    reasons: dict[str, list[str]] = {}
-    for end in ("worst", "best"):
-        for method in judgement.methods:
-            if not method.url:
-                continue
-            ranked = sorted((value, pair_id) for pair_id, value in judgement.per_image(method, "psnr").items())
-            chosen = ranked[:CASES_PER_END] if end == "worst" else ranked[::-1][:CASES_PER_END]
-            for place, (value, pair_id) in enumerate(chosen, start=1):
-                reasons.setdefault(pair_id, []).append(f"{end} {place} of {method.key} ({value:.2f} dB)")
-    order = list(judgement.per_image(judgement.methods[0], "psnr"))
-    return [make_case(pair_id, why, read_part(parts, order.index(pair_id))) for pair_id, why in reasons.items()]
-
-
-def make_case(pair_id: str, reasons: Sequence[str], part: Mapping[str, Any]) -> Case:
-    figures: dict[str, Row] = {}
-    for row in part["rows"]:
-        figures.setdefault(f"{row['method']}:{row['steps']}", row)
-    pictures = {key: data for key, data in part["pictures"].items() if key != TRUTH}
-    return Case(
-        pair_id=pair_id, reasons=reasons, figures=figures, pictures={**pictures, TRUTH: part["pictures"][TRUTH]}
-    )
 
 
 def track(writer: RunWriter, report: Report, picture: NDArray[np.uint8], files: Mapping[str, bytes]) -> None:

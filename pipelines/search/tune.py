@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import ray
@@ -31,7 +31,6 @@ from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.students import registry
 from pipelines.tracking import RunHandle
 from pipelines.training import distillation, runs
-from pipelines.training.loop import check_workers
 
 EXPERIMENT = "tune"
 DRIVER_CPUS = 0.1
@@ -74,9 +73,10 @@ def run_trial(values: Values, *, sweep: Sweep, parent: RunHandle) -> None:
         last = distillation.student_rows(config)[-1]
         ray_tune.report({**last, STEP: sweep.num_steps, OBJECTIVE: sweep.objective(last)})
         return
-    runs.record_config(config.output, config)
+    stream = distillation.make_stream(config)
+    runs.record_config(config.output, config, stream)
     loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent))
-    trainer = runs.make_trainer(loop, distillation.make_stream(config), config.output, [ReportObjective(sweep)])
+    trainer = runs.make_trainer(loop, stream, config.output, [ReportObjective(sweep)])
     trainer.fit()  # a run that diverged has reported what it reached, which is its result here
 
 
@@ -136,7 +136,8 @@ def num_concurrent(config: TuneConfig) -> int:
     if fits < 1:
         raise ValueError(
             f"a trial needs {per_trial:g} CPUs (and a GPU per worker where used), but the cluster has only "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; lower distill.compute or add nodes"
+            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; lower distill.compute, add nodes, "
+            "or say how many --concurrent trials it will have room for"
         )
     return fits
 
@@ -147,7 +148,7 @@ def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
     trainable = ray_tune.with_resources(partial(run_trial, sweep=sweep, parent=parent), {"CPU": DRIVER_CPUS})
     path = storage.join(config.output, EXPERIMENT)
     if Tuner.can_restore(path):
-        return Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+        return Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     grace = config.grace_steps or math.ceil(sweep.num_steps / ASHA_REDUCTION**2)
     scheduler = AsyncHyperBandScheduler(
         time_attr=STEP,
@@ -199,7 +200,7 @@ def check(sweep: Sweep) -> None:
     """Refuses what could not work before anything is spent."""
     base = sweep.config.distill
     assert sweep.objective.terms and sweep.first_points is not None
-    check_workers(base.optim, base.compute)
+    distillation.check_inputs(base)
     distillation.make_stream(base)
 
 
@@ -209,11 +210,12 @@ def tune(config: TuneConfig) -> Report:
     Raises:
         ValueError: if the space, metric, cache or output cannot be used, or no trial reached the end.
     """
+    config = with_device(config)
     sweep = Sweep(config)
     check(sweep)
     outcome.record(config)
     base, done = config.distill, storage.exists(storage.join(config.output, BEST))
-    inputs = registry.inputs_of(base, distillation.sha256_of(base.teacher))
+    inputs = registry.inputs_of(base)
     ended = done and not config.then_distill
     with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = outcome.saved(config.output) if done else search(sweep, run)
@@ -225,6 +227,13 @@ def tune(config: TuneConfig) -> Report:
             distilled = distillation.distill(best, parent=run)
             report = replace(report, facts={**report.facts, "then_distill": distilled.title})
     return report
+
+
+def with_device(config: TuneConfig) -> TuneConfig:
+    """The config with its device decided once for all trials, though GPUs may come and go."""
+    compute = config.distill.compute
+    gpu: Literal["yes", "no"] = "yes" if use_gpu(compute) else "no"
+    return replace(config, distill=replace(config.distill, compute=replace(compute, gpu=gpu)))
 
 
 def search(sweep: Sweep, run: RunHandle) -> Report:

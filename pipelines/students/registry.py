@@ -13,12 +13,12 @@ from pipelines.students.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.caches import find_cache
-from pipelines.weights import load_unet
+from pipelines.weights import load_hashed_unet, load_unet
 
 EXAMPLE_SIDE = 32
 
 
-def inputs_of(config: DistillConfig, teacher_sha256: str) -> Sequence[InputData]:
+def inputs_of(config: DistillConfig) -> Sequence[InputData]:
     """The pairs and the caches that a tracked distillation reads, by manifest and key."""
     inputs: list[InputData] = []
     if not config.tracking.enabled:  # manifests may be large
@@ -27,8 +27,9 @@ def inputs_of(config: DistillConfig, teacher_sha256: str) -> Sequence[InputData]
         manifest = shards.read_manifest(config.pairs, "pairs")
         inputs.append(InputData("pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key))
     if config.trajectories == "cache":
+        file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
         for stage in config.stages:
-            url, manifest = find_cache(config.cache, stage, teacher_sha256, config.segment)
+            url, manifest = find_cache(config, stage, file, sha256)
             inputs.append(InputData(f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key))
     return inputs
 
@@ -67,9 +68,10 @@ def describe_pairs(url: str) -> str:
 
 
 def example_of(config: DistillConfig) -> NDArray[np.uint8]:
-    """A small low-light image, uint8 [1, 32, 32, 3]: of the validation split, or black where there are no pairs."""
-    if not config.pairs:
-        return np.zeros((1, EXAMPLE_SIDE, EXAMPLE_SIDE, 3), np.uint8)
+    """A small low-light image, uint8 [1, 32, 32, 3]: of the validation split, or black where there is none."""
     look = CheckpointConfig(validation_images=1, validation_crop=EXAMPLE_SIDE)
-    low, _ = ValidationImages(config.pairs, look).images[0]
+    validation = ValidationImages(config.pairs, look)
+    if not config.pairs or not validation.has_images:
+        return np.zeros((1, EXAMPLE_SIDE, EXAMPLE_SIDE, 3), np.uint8)
+    low, _ = validation.images[0]
     return low[None]

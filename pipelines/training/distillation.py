@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import reporting, storage
-from pipelines.cluster import num_gpus, use_gpu
+from pipelines import reporting, shards, storage
+from pipelines.cluster import check_room, num_gpus, use_gpu
 from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import RECORDS_PER_SHARD
 from pipelines.reporting import Report
 from pipelines.students import registry
 from pipelines.tracking import RunHandle
@@ -21,9 +22,9 @@ from pipelines.training.loop import Batch, Loop, Network, check_workers
 from pipelines.training.order import Order
 from pipelines.training.stream import Beside, Stage, Stream, share_of
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache, online_shards
+from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache
 from pipelines.trajectories.precompute import teacher_targets
-from pipelines.trajectories.records import levels_of, to_images
+from pipelines.trajectories.records import check_crop, levels_of, plan_shards, record_spec, to_images
 from pipelines.trajectories.streaming import StreamingTeacher
 from pipelines.weights import load_hashed_unet, load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
@@ -33,6 +34,9 @@ from reddit_core.retinex import reflectance
 from reddit_core.trajectory import refined_targets
 from reddit_core.unet import UNet, use_channels_last
 from reddit_core.weights import UNetFile
+
+# A loaded record: two images in uint8, two targets in float16 and the noise in float32, three channels each.
+RECORD_BYTES = 2 * 3 + 2 * 6 + 12
 
 
 def sha256_of(url: str) -> str:
@@ -123,21 +127,29 @@ def make_stream(config: DistillConfig) -> Stream:
         ValueError: if a stage's cache is missing, or was made with other settings; each is named.
     """
     teacher, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
+    check_crop(config.segment, teacher.unet)
     stages = []
     for stage in config.stages:
         if config.trajectories == "cache":
-            url, manifest = find_cache(config.cache, stage, sha256, config.segment)
+            url, manifest = find_cache(config, stage, teacher, sha256)
             rows, load = tuple(entry.rows for entry in manifest.shards), CachedRecords(url, manifest.shards)
-            stages.append(Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load))
+            stages.append(Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load, key=manifest.key))
             continue
-        plan = online_shards(config.pairs, config.segment)
+        manifest = shards.read_manifest(config.pairs, "pairs")
+        plan = plan_shards(manifest, "train", config.segment, RECORDS_PER_SHARD)
         online = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, stage)
         order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
-        stages.append(Stage(order=order, load=online))
+        spec = record_spec(manifest, "train", teacher, sha256, stage, config.segment)
+        stages.append(Stage(order=order, load=online, key=shards.spec_key(spec)))
     beside = teachers_beside(config) if config.trajectories == "stream" else None
     optim = config.optim
     return Stream(
-        stages=stages, steps=optim.steps, batch_size=optim.batch_size, accumulate=optim.accumulate, beside=beside
+        stages=stages,
+        steps=optim.steps,
+        batch_size=optim.batch_size,
+        row_bytes=RECORD_BYTES * config.segment.crop**2,
+        accumulate=optim.accumulate,
+        beside=beside,
     )
 
 
@@ -149,7 +161,7 @@ def teachers_beside(config: DistillConfig) -> Beside:
     """
     compute, gpu = config.compute, use_gpu(config.compute)
     wanted = compute.max_workers + config.teacher_actors
-    if gpu and num_gpus() < wanted:
+    if compute.gpu == "auto" and gpu and num_gpus() < wanted:  # who says yes may have a cluster that grows
         raise ValueError(
             f"{compute.max_workers} workers and {config.teacher_actors} teacher actors need {wanted} GPUs, but the "
             f"cluster has {num_gpus()}; lower them, or use --trajectories cache or online"
@@ -172,12 +184,12 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
         ValueError: if the cache, teacher, pairs or output cannot be used together, before anything is spent.
     """
     names = [student_name(stage) for stage in config.stages]
-    check_workers(config.optim, config.compute)
+    check_inputs(config)
     stream = make_stream(config)
-    runs.record_config(config.output, config)
+    runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
     teacher_sha256 = sha256_of(config.teacher)
-    inputs = registry.inputs_of(config, teacher_sha256)
+    inputs = registry.inputs_of(config)
     with runs.tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
     ) as run:
@@ -198,9 +210,23 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     return report
 
 
+def validation_of(config: DistillConfig) -> ValidationImages | None:
+    return ValidationImages(config.pairs, config.checkpoint, config.lpips) if config.pairs else None
+
+
+def check_inputs(config: DistillConfig) -> None:
+    """Refuses a batch, workers, validation pairs or a backbone that could not be used, before anything is spent."""
+    check_workers(config.optim, config.compute)
+    streams = config.trajectories == "stream"
+    check_room(config.compute, more_cpus=config.teacher_actors * config.compute.cpus_per_worker if streams else 0.0)
+    if validation := validation_of(config):
+        validation.check()
+    elif config.loss.perceptual:
+        load_lpips(config.lpips)
+
+
 def make_loop(config: DistillConfig, run: RunHandle) -> Loop:
-    validation = ValidationImages(config.pairs, config.checkpoint, config.lpips) if config.pairs else None
-    objective = DistillObjective(config, validation)
+    objective = DistillObjective(config, validation_of(config))
     return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
 
 
@@ -216,7 +242,7 @@ def student_rows(config: DistillConfig) -> list[reporting.Row]:
 
 def plan_distill(config: DistillConfig) -> Report:
     """What each stage would be trained on."""
-    check_workers(config.optim, config.compute)
+    check_inputs(config)
     stream = make_stream(config)
     rows = [
         {

@@ -130,9 +130,8 @@ class Worker:
         unet = self.loop.objective.begin(stage, self.device)
         use_channels_last(unet, bf16=False)
         self.state = TrainState.begin(stage, unet, self.loop.optim)
-        self.network: Network = unet
-        if self.world_size > 1:
-            self.network = DistributedDataParallel(unet)
+        self.parallel = DistributedDataParallel(unet) if self.world_size > 1 else None
+        self.network: Network = self.parallel or unet
         if self.loop.optim.compile:
             self.network = torch.compile(self.network)
 
@@ -185,8 +184,8 @@ class Worker:
         for part in range(parts):
             micro = {name: values[part * size : (part + 1) * size] for name, values in batch.items()}
             with ExitStack() as stack:
-                if isinstance(self.network, DistributedDataParallel) and part < parts - 1:
-                    stack.enter_context(self.network.no_sync())
+                if self.parallel and part < parts - 1:
+                    stack.enter_context(self.parallel.no_sync())
                 network = autocast(self.network, self.device, enabled=self.loop.optim.precision == "bf16")
                 terms = self.loop.objective.terms(network, micro, generator, self.device)
                 count = counts[part * size : (part + 1) * size]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import ray.data
+import ray.exceptions
 import ray.train
 from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
@@ -23,9 +24,8 @@ from pipelines.training.stream import Stream, make_dataset
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
-# What Ray Data may hold ready per worker: bounded however long the run, yet generous, because its scheduler spins
-# (40 % of a core, measured) for as long as finished tasks wait for room.
-READY_BYTES = 2 * 2**30
+# What Ray Data may hold ready for each worker: several spans, however long the run.
+READY_BYTES = 2**29
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
@@ -42,9 +42,13 @@ def facts_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in settings_of(config).items() if name not in PLACES}
 
 
-def record_config(output: str, config: Any) -> None:
-    """Writes the resolved config of a new run; refuses to continue a run that was started with another one."""
-    settings = settings_of(config)
+def record_config(output: str, config: Any, stream: Stream) -> None:
+    """Writes the resolved config of a new run and what its records are made of.
+
+    Raises:
+        ValueError: if the run was started with another config, or other records, of another teacher for example.
+    """
+    settings = settings_of(config) | {"records": [stage.key for stage in stream.stages]}
     url = storage.join(output, CONFIG)
     if storage.exists(url):
         shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the run at {output}")
@@ -143,22 +147,28 @@ def causes_of(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
             pending += [cause.__cause__, getattr(cause, "cause", None), getattr(cause, "_base_exc", None)]
 
 
+def one_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
     """Runs Ray Train to the end and returns the last reported metrics.
 
     Raises:
-        ValueError: if the run stopped itself, with what to do about it.
+        ValueError: if the run stopped itself, with what to do about it, or could not use what it was given.
         OSError: if storage could not be written or read, even after the workers were started again.
     """
     try:
         metrics = trainer.fit().metrics or {}
     except ray.train.TrainingFailedError as error:
         for cause in causes_of(error):
-            if isinstance(cause, OSError):
+            if isinstance(cause, OSError) and not isinstance(cause, ray.exceptions.RayError):
                 raise OSError(
-                    f"storage failed during training ({str(cause).splitlines()[0]}); the checkpoints before are kept; "
+                    f"storage failed during training ({one_line(cause)}); the checkpoints before are kept; "
                     "mend it, and run the same command again to go on"
                 ) from error
+            if isinstance(cause, ValueError):  # for people: a damaged shard, say
+                raise ValueError(one_line(cause)) from error
         raise
     if metrics.get("stopped"):
         raise ValueError(

@@ -7,6 +7,7 @@ turn. Each row carries its `position`, so that a worker can check that it got wh
 beside the trainers have to add something to a block, it passes through one of them on its way.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipelines.training.order import Order
 
@@ -27,6 +29,10 @@ Loader = Callable[[NDArray[np.int64]], Batch]
 PADDING = -1
 # Less than an actor reserves, so that Ray Data does not fuse loading into the actors.
 LOAD_CPUS = 0.5
+# Ray Data plans one task for each span of steps at every start (4 kB and 0.3 ms each), so a long run has longer spans:
+# as few as this, or such that a task loads so many bytes.
+ENOUGH_TASKS, MOST_SPAN_BYTES = 4096, 64 * 2**20
+REST_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +54,11 @@ class Beside:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage's records: their order, and how they are loaded."""
+    """One stage's records: their order, how they are loaded, and the key that says what they are made of."""
 
     order: Order
     load: Loader
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +67,15 @@ class Stream:
 
     Attributes:
         accumulate: micro-batches of a worker's part, which is a multiple of it.
-        span_steps: steps that one task loads.
+        row_bytes: about how much a loaded row takes.
+        span_steps: steps that one task loads at least.
         beside: actors that add to what was loaded, if any.
     """
 
     stages: Sequence[Stage]
     steps: int
     batch_size: int
+    row_bytes: int
     accumulate: int = 1
     span_steps: int = 8
     beside: Beside | None = None
@@ -75,15 +84,13 @@ class Stream:
     def num_steps(self) -> int:
         return self.steps * len(self.stages)
 
-    def spans(self, start_step: int) -> list[tuple[int, int]]:
-        """(first, last + 1) global steps of each task; none crosses a stage."""
-        spans = []
-        while start_step < self.num_steps:
-            stage_end = (start_step // self.steps + 1) * self.steps
-            stop_step = min(start_step + self.span_steps, stage_end)
-            spans.append((start_step, stop_step))
-            start_step = stop_step
-        return spans
+    def spans(self, start_step: int, num_workers: int) -> "Spans":
+        """What each task loads, from a global step on."""
+        share = share_of(self.batch_size, self.accumulate, num_workers)
+        few = -(-(self.num_steps - start_step) * num_workers // ENOUGH_TASKS)
+        fitting = MOST_SPAN_BYTES // (share * self.row_bytes)
+        size = max(self.span_steps, min(few, fitting))
+        return Spans(start_step=start_step, num_steps=self.num_steps, stage_steps=self.steps, size=size)
 
     def load(self, start_step: int, stop_step: int, rank: int, num_workers: int) -> Batch:
         """A worker's rows of the global steps [start_step, stop_step), all of one stage, with their positions."""
@@ -96,6 +103,53 @@ class Stream:
         records = stage.order.records(first, first + len(steps) * self.batch_size)
         rows = np.where(positions == PADDING, 0, positions - start_step * self.batch_size)
         return {**stage.load(records[rows]), "position": positions}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """The global steps from `start_step` on, cut into spans of `size`; none crosses a stage."""
+
+    start_step: int
+    num_steps: int
+    stage_steps: int
+    size: int
+
+    @property
+    def per_stage(self) -> int:
+        return -(-self.stage_steps // self.size)
+
+    @property
+    def in_first(self) -> int:
+        """Spans of what is left of the stage that `start_step` lies in."""
+        return -(-(self.stage_steps - self.start_step % self.stage_steps) // self.size)
+
+    def __len__(self) -> int:
+        if self.start_step >= self.num_steps:
+            return 0
+        later_stages = (self.num_steps - 1) // self.stage_steps - self.start_step // self.stage_steps
+        return self.in_first + later_stages * self.per_stage
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """(first, last + 1) global steps of a span."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        stage, start = self.start_step // self.stage_steps, self.start_step + index * self.size
+        if index >= self.in_first:
+            later, within = divmod(index - self.in_first, self.per_stage)
+            stage += 1 + later
+            start = stage * self.stage_steps + within * self.size
+        return start, min(start + self.size, (stage + 1) * self.stage_steps)
+
+
+class Rest(ExecutionCallback):
+    """Lets Ray Data's scheduler rest between its steps.
+
+    It waits for running tasks only. While trainers still take what was loaded and nothing is left to be loaded, or no
+    room for it, it asks again at once (`process_completed_tasks` in Ray 2.60) and would keep a core busy all that time.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(REST_S)
 
 
 def share_of(batch_size: int, accumulate: int, num_workers: int) -> int:
@@ -111,15 +165,17 @@ def positions_of(batch_size: int, share: int, step: int, rank: int) -> NDArray[n
 
 def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.Dataset:
     """A lazy dataset of everything from `start_step` on; block i is for worker `i % num_workers`."""
-    tasks = [(start, stop, rank) for start, stop in stream.spans(start_step) for rank in range(num_workers)]
-    if not tasks:
+    spans = stream.spans(start_step, num_workers)
+    num_tasks = len(spans) * num_workers
+    if not num_tasks:
         return ray.data.range(0)
 
     def load(batch: Mapping[str, NDArray[np.int64]]) -> Batch:
-        start, stop, rank = tasks[int(batch["id"][0])]
-        return stream.load(start, stop, rank, num_workers)
+        span, rank = divmod(int(batch["id"][0]), num_workers)
+        return stream.load(*spans[span], rank, num_workers)
 
-    blocks = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    blocks = ray.data.range(num_tasks, override_num_blocks=num_tasks)
+    blocks.context.custom_execution_callback_classes = [Rest]
     blocks.context.target_max_block_size = None  # or Ray Data splits large ones, and the workers' turns get confused
     if stream.beside is None:
         return blocks.map_batches(load, batch_size=1)

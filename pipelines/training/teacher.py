@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines import reporting, shards, storage
+from pipelines.cluster import check_room
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import SegmentConfig
 from pipelines.pairs.ingest import split_shards
@@ -20,7 +21,7 @@ from pipelines.training.loop import Batch, Loop, Network, check_workers
 from pipelines.training.order import Order
 from pipelines.training.stream import Stage, Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.records import RecordShard, load_crops, seed_of, to_images
+from pipelines.trajectories.records import RecordShard, load_crops, seed_of, shards_hash, to_images
 from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
@@ -111,17 +112,22 @@ def make_stream(config: TeacherConfig) -> Stream:
         for entry in split_shards(manifest, "train")
     )
     order = Order(shard_rows=tuple(shard.rows for shard in record_shards), seed=config.optim.seed, mix_shards=1)
+    key = shards_hash([shard.pairs for shard in record_shards])
     return Stream(
-        stages=[Stage(order=order, load=CropLoader(config, record_shards))],
+        stages=[Stage(order=order, load=CropLoader(config, record_shards), key=key)],
         steps=config.optim.steps,
         batch_size=config.optim.batch_size,
+        row_bytes=2 * 3 * config.crop**2,
         accumulate=config.optim.accumulate,
         span_steps=max(1, SPAN_SAMPLES // config.optim.batch_size),
     )
 
 
-def check_init(config: TeacherConfig) -> None:
-    """Refuses to start from the weights of another network or schedule, naming the first field that differs."""
+def check_inputs(config: TeacherConfig) -> None:
+    """Refuses what could not be trained or validated on, and to start from the weights of another network."""
+    check_workers(config.optim, config.compute)
+    check_room(config.compute)
+    ValidationImages(config.pairs, config.checkpoint).check()
     if not config.init:
         return
     file = load_unet(config.init)
@@ -137,14 +143,13 @@ def train_teacher(config: TeacherConfig) -> Report:
         ValueError: if the pairs or the output cannot be used, the run was started with another config, or the
             weights to start from are of another network.
     """
-    check_workers(config.optim, config.compute)
-    check_init(config)
+    check_inputs(config)
     weights = storage.join(config.output, WEIGHTS)
-    runs.record_config(config.output, config)
+    stream = make_stream(config)
+    runs.record_config(config.output, config, stream)
     if runs.finished(config.output, [WEIGHTS]):
         with runs.tracked_run(config.tracking, config.output, config, job="train_teacher", done=True):
             return Report(title=f"The teacher is already trained: {weights}")
-    stream = make_stream(config)
     with runs.tracked_run(config.tracking, config.output, config, job="train_teacher") as run:
         metrics = runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
     row = {"weights": weights, **{name: value for name, value in metrics.items() if isinstance(value, float)}}
@@ -160,8 +165,7 @@ def make_loop(config: TeacherConfig, run: RunHandle) -> Loop:
 
 def plan_train_teacher(config: TeacherConfig) -> Report:
     """What would be trained on, and the size of the network."""
-    check_workers(config.optim, config.compute)
-    check_init(config)
+    check_inputs(config)
     order = make_stream(config).stages[0].order
     parameters = sum(parameter.numel() for parameter in UNet(config.unet).parameters())
     row = {

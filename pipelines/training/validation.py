@@ -36,6 +36,20 @@ class ValidationImages:
     config: CheckpointConfig
     lpips: str = ""
 
+    @property
+    def has_images(self) -> bool:
+        return any(entry.split == "validation" for entry in shards.read_manifest(self.pairs, "pairs").shards)
+
+    def check(self) -> None:
+        """Refuses, before anything is spent, pairs without a validation split and a backbone that cannot be used."""
+        if self.config.validate_every and not self.has_images:
+            raise ValueError(
+                f"{self.pairs} has no validation split to validate on; add --checkpoint.validate-every 0, or ingest "
+                "again with a --validation-share"
+            )
+        if self.lpips:
+            load_lpips(self.lpips)
+
     @cached_property
     def distance(self) -> Lpips | None:
         return load_lpips(self.lpips) if self.lpips else None

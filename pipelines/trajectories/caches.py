@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import shards, storage
-from pipelines.config.parts import RECORDS_PER_SHARD, SegmentConfig
+from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import SegmentConfig
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.records import (
     Batch,
@@ -15,30 +16,43 @@ from pipelines.trajectories.records import (
     cached_shard,
     columns_of,
     load_records,
-    plan_shards,
     record_noise,
 )
 from reddit_core.schedule import NoiseSchedule
+from reddit_core.weights import UNetFile
 
 
-def find_cache(root: str, stage: int, teacher_sha256: str, segment: SegmentConfig) -> tuple[str, Manifest]:
-    """The one cache below `root` that fits; if none does, a ValueError says how the nearest one differs."""
-    wanted = {"stage": stage, "teacher_sha256": teacher_sha256, "segment": asdict(segment)}
+def find_cache(config: DistillConfig, stage: int, teacher: UNetFile, teacher_sha256: str) -> tuple[str, Manifest]:
+    """The one cache of training pairs below `config.cache` that fits a stage.
+
+    Raises:
+        ValueError: if none does, with how the nearest one differs; or several, with how they differ from each other.
+    """
+    root = config.cache
+    wanted = {
+        "stage": stage,
+        "split": "train",
+        "teacher_sha256": teacher_sha256,
+        "norm_groups": teacher.unet.config.norm_groups,
+        "segment": asdict(config.segment),
+    }
     # Not all files below the root: of a large cache there are millions.
     folders = [storage.join(root, name) for name in storage.list_folders(root) if name.startswith(f"{stage}-")]
     candidates = [url for url in folders if storage.exists(storage.join(url, shards.MANIFEST))]
     if not candidates:
         raise ValueError(f"{root} holds no cache of stage {stage}; make it with jobs/precompute.py --stages {stage}")
     manifests = {url: shards.read_manifest(url, "trajectories") for url in candidates}
-    fitting = [url for url in candidates if all(manifests[url].spec[name] == value for name, value in wanted.items())]
+    specs = {url: manifests[url].spec for url in candidates}
+    fitting = [url for url in candidates if all(specs[url].get(name) == value for name, value in wanted.items())]
     if len(fitting) > 1:
+        first, *others = (specs[url] for url in fitting)
+        differing = [name for name in first if any(other[name] != first[name] for other in others)]
         raise ValueError(
-            f"{root} holds {len(fitting)} caches of stage {stage} that fit ({', '.join(fitting)}); "
-            "give each set of pairs its own --output in precompute"
+            f"{root} holds {len(fitting)} caches of stage {stage} that fit ({', '.join(fitting)}), which differ in "
+            f"{', '.join(differing)}; delete those that are not wanted, or give each its own --output in precompute"
         )
     if not fitting:
-        spec = manifests[candidates[-1]].spec
-        shards.refuse_mismatch({name: spec[name] for name in wanted}, wanted, candidates[-1])
+        shards.refuse_mismatch({name: specs[candidates[-1]].get(name) for name in wanted}, wanted, candidates[-1])
     return fitting[0], manifests[fitting[0]]
 
 
@@ -72,11 +86,6 @@ class OnlineRecords:
             return {name: values for name, values in batch.items() if name != "pair_id"}
 
         return with_noise(gather(records, load))
-
-
-def online_shards(pairs: str, segment: SegmentConfig) -> tuple[RecordShard, ...]:
-    """The plan of a cache with shards of the usual size: all three ways see the same records in the same order."""
-    return plan_shards(shards.read_manifest(pairs, "pairs"), "train", segment, RECORDS_PER_SHARD)
 
 
 def gather(records: NDArray[np.int64], load: Any) -> Batch:

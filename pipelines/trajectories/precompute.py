@@ -6,7 +6,7 @@ actor and its bytes do not depend on how many there are.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import torch_threads, use_gpu
+from pipelines.cluster import rounds, torch_threads, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import Precision
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.records import (
     RecordShard,
+    check_crop,
     columns_of,
     levels_of,
     load_records,
@@ -43,8 +44,6 @@ from reddit_core.unet import UNet, use_channels_last
 PROGRESS_EVERY_S = 10.0
 # Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
 DECODE_CPUS = 0.5
-# The tasks of a round go to every worker, and each is a block that Ray Data's driver keeps track of.
-SHARDS_PER_ROUND = 10_000
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,13 @@ def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedul
     """What each stage's cache consists of and which shards of it are there already."""
     manifest = shards.read_manifest(config.pairs, "pairs")
     file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
+    check_crop(config.segment, file.unet)
     record_shards = plan_shards(manifest, config.split, config.segment, config.records_per_shard)
     plans = []
     for stage in config.stages:
         file.schedule.grid(stage)
         spec = {
-            **record_spec(manifest, config.split, sha256, file.schedule, stage, config.segment),
+            **record_spec(manifest, config.split, file, sha256, stage, config.segment),
             "records_per_shard": config.records_per_shard,
             "precision": config.precision,
         }
@@ -171,12 +171,11 @@ def precompute(config: PrecomputeConfig) -> Report:
 
 def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> None:
     """Makes the shards, a round of them at a time, with progress."""
-    rounds = [tasks[start : start + SHARDS_PER_ROUND] for start in range(0, len(tasks), SHARDS_PER_ROUND)]
-    rows = (row for part in rounds for row in make_pipeline(config, part, schedule).iter_rows())
+    rows = (row for part in rounds(tasks) for row in make_pipeline(config, part, schedule).iter_rows())
     show_progress(rows, sum(task.shard.rows for task in tasks))
 
 
-def make_pipeline(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
+def make_pipeline(config: PrecomputeConfig, tasks: Sequence[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
     """decode -> teacher -> write, one row a shard."""
     gpu = use_gpu(config.compute)
 

@@ -4,7 +4,7 @@ Every draw derives from (cache seed, pair, crop, draw) and the stage, never from
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,17 +12,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import shards
-from pipelines.config.parts import SegmentConfig
+from pipelines.config.parts import SegmentConfig, require
 from pipelines.pairs.ingest import decode_pair, split_shards
 from pipelines.shards import Manifest, ShardEntry
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Levels, draw_nodes, draw_segment_levels
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
 
 Batch = dict[str, NDArray[Any]]
+DecodedPair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+# What a process keeps of decoded pairs for the crops that follow: a shard's of LOL, or a few of a large camera's.
+DECODED_BYTES = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +101,8 @@ def cached_shard(url: str, entry: ShardEntry) -> pa.Table:
     return shards.read_shard(url, entry)
 
 
-@lru_cache(maxsize=64)
-def decoded_pair(url: str, entry: ShardEntry, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+@cached(LRUCache[Any, DecodedPair](DECODED_BYTES, getsizeof=lambda pair: pair[0].nbytes + pair[1].nbytes))
+def decoded_pair(url: str, entry: ShardEntry, row: int) -> DecodedPair:
     """The two images of a pair, kept for the crops that follow."""
     return decode_pair(cached_shard(url, entry).slice(row, 1).to_pylist()[0])
 
@@ -113,6 +120,16 @@ def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uin
         return image
     size = (round(width * scale), round(height * scale))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def check_crop(segment: SegmentConfig, unet: UNet) -> None:
+    """Refuses crops that the teacher cannot be run on."""
+    multiple = unet.config.size_multiple
+    require(
+        segment.crop % multiple == 0,
+        f"segment.crop is {segment.crop}, but must be a multiple of the teacher's {multiple}; use "
+        f"{-(-segment.crop // multiple) * multiple}",
+    )
 
 
 def place_of(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
@@ -213,18 +230,22 @@ def records_table(records: Mapping[str, NDArray[Any]]) -> pa.Table:
     return pa.table({field.name: columns[field.name] for field in inputs}).cast(inputs)
 
 
+def shards_hash(entries: Sequence[ShardEntry]) -> str:
+    """What the content of shards is known by."""
+    return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
+
+
 def record_spec(
-    pairs: Manifest, split: str, teacher_sha256: str, schedule: NoiseSchedule, stage: int, segment: SegmentConfig
+    pairs: Manifest, split: str, teacher: UNetFile, teacher_sha256: str, stage: int, segment: SegmentConfig
 ) -> dict[str, Any]:
     """Everything that determines the records of one stage and their targets; its hash is the cache key."""
     return {
         "pairs_key": pairs.key,
-        "pairs_shards": hashlib.sha256(
-            "".join(entry.sha256 for entry in split_shards(pairs, split)).encode()
-        ).hexdigest(),
+        "pairs_shards": shards_hash(split_shards(pairs, split)),
         "split": split,
         "teacher_sha256": teacher_sha256,
-        "schedule": asdict(schedule),
+        "norm_groups": teacher.unet.config.norm_groups,  # a released file does not say
+        "schedule": asdict(teacher.schedule),
         "stage": stage,
         "segment": asdict(segment),
     }

@@ -21,11 +21,10 @@ from pathlib import Path
 import cloudpickle
 import tyro
 
-from pipelines import shards
+from pipelines import cluster, shards
 from pipelines.config.parts import RECORDS_PER_SHARD, SegmentConfig
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.training.order import Order
-from pipelines.trajectories import precompute
 from pipelines.trajectories.caches import CachedRecords
 from pipelines.trajectories.precompute import StagePlan
 from pipelines.trajectories.records import plan_shards
@@ -73,7 +72,7 @@ def plan_of(folder: str) -> StagePlan:
 def plan(folder: str, number: int) -> str:
     """All of what precompute's driver holds before the first task: manifest, plan of shards, list of tasks."""
     tasks = plan_of(folder).missing
-    part = tasks[: precompute.SHARDS_PER_ROUND]
+    part = tasks[: cluster.ROUND]
     return f"{len(tasks)} tasks; a round's {len(part)} are {len(cloudpickle.dumps(part)) / 1e6:.1f} MB for each worker"
 
 

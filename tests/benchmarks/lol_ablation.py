@@ -16,6 +16,7 @@ from pipelines import reporting, storage
 from pipelines.cluster import start_ray
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.config.presets import CPU_PRECISION
 from pipelines.evaluation.experiments import over_seeds
 from pipelines.reporting import Report, Row
 from pipelines.training.distillation import distill
@@ -45,11 +46,11 @@ class Settings:
     """Optimizer steps of each stage."""
     batch_size: int = 8
     """Samples of a step."""
-    crop: int = 80
+    crop: int = 64
     """Side of the training crops in pixels."""
     crops: int = 8
     """Crops of each pair."""
-    min_scale: float = 0.25
+    min_scale: float = 0.2
     """Smallest scale of the images that crops are cut from."""
     refine_weight: float = 0.02
     """w of the students that are refined."""
@@ -86,7 +87,7 @@ def base_config(settings: Settings, name: str, teacher: str) -> DistillConfig:
             learning_rate=2e-4,
             warmup_steps=20,
             ema_decay=0.98,
-            precision="bf16",
+            precision=CPU_PRECISION,
         ),
         compute=ComputeConfig(threads=settings.threads),
         checkpoint=CheckpointConfig(

@@ -4,7 +4,7 @@
 # Run again, it finishes what is missing. JOBS and PYTHON can name other places.
 set -eu
 source=$1 output=$2 prediction=$3
-python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs}
+python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} precision=${PRECISION:-fp32}
 pairs=$output/pairs
 teacher=$output/teacher-$prediction/teacher.safetensors
 cache=$output/cache-$prediction
@@ -19,7 +19,7 @@ $python "$jobs/distill.py" $on $off --preset lol-cpu --cache "$cache" --teacher 
     --stages 16,8,4,2
 $python "$jobs/distill.py" $on $off --preset lol-cpu --cache "$cache" --teacher "$teacher" --output "$students-w0" \
     --stages 4 --refine-weight 0
-$python "$jobs/evaluate.py" $on $off --output "$output/report-$prediction" --precision bf16 \
+$python "$jobs/evaluate.py" $on $off --output "$output/report-$prediction" --precision "$precision" \
     --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \
     student:2="$students/student-2.safetensors" student:1="$students/student-1.safetensors" \

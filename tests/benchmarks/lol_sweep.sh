@@ -8,7 +8,7 @@
 # be set; MLflow is found as always (MLFLOW_TRACKING_URI, else runs/mlflow.db).
 set -eu
 pairs=$1 teacher=$2 cache=$3 output=$4
-python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs}
+python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} precision=${PRECISION:-fp32}
 trials=${TRIALS:-16} trial_steps=${TRIAL_STEPS:-120} steps=${STEPS:-500}
 look=$((trial_steps / 3))  # a poor trial is stopped at the first of three looks
 # Strengths that lie far apart, as choices: a range of logarithms has no 0 in it, and an even one little below 0.1.
@@ -37,7 +37,7 @@ distil() {
 }
 distil published --refine-weight 0.8 --loss.pixel 1.0
 distil w0 --refine-weight 0
-$python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --precision bf16 --compute.threads 1 \
+$python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --precision "$precision" --compute.threads 1 \
     --tracking.experiment lol-sweep --weights teacher:16="$teacher" teacher:2="$teacher" \
     best:2="$output/best/student-2.safetensors" published:2="$output/published/student-2.safetensors" \
     w0:2="$output/w0/student-2.safetensors"

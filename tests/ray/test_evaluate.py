@@ -17,7 +17,8 @@ from jobs.evaluate import JOB
 from pipelines import shards, storage
 from pipelines.config.parts import ComputeConfig, TrackingConfig
 from pipelines.config.use import EvaluateConfig
-from pipelines.evaluation.evaluate import Judgement, bootstrap, evaluate, find_cases, plan_evaluate
+from pipelines.evaluation.evaluate import evaluate, plan_evaluate
+from pipelines.evaluation.judgement import Judgement, bootstrap, find_cases
 from pipelines.evaluation.judging import MOST_PSNR, ImageRef, Judge, Method, part_url
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest

@@ -12,11 +12,10 @@ import psutil
 import pytest
 import torch
 
-from pipelines import shards
+from pipelines import cluster, shards
 from pipelines.config.jobs import IngestConfig, PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, SegmentConfig
 from pipelines.pairs.ingest import ingest
-from pipelines.trajectories import precompute as precompute_module
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
@@ -99,7 +98,7 @@ def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: P
 def test_several_rounds_make_the_same_shards(
     whole: PrecomputeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precompute_module, "SHARDS_PER_ROUND", 15)
+    monkeypatch.setattr(cluster, "ROUND", 15)
     config = replace(whole, output=str(tmp_path / "cache"))
     precompute(config)
     check_same(config, whole)

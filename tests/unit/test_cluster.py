@@ -12,7 +12,7 @@ import ray
 from pipelines import cluster
 from pipelines.config import experiments, jobs, use
 from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
-from pipelines.config.parts import URL_SETTINGS, urls_of
+from pipelines.config.parts import URL_SETTINGS, ComputeConfig, urls_of
 from pipelines.config.use import EvaluateConfig
 
 REMOTE = DistillConfig(cache="s3://b/cache", teacher="s3://b/t.safetensors", output="s3://b/out", pairs="s3://b/pairs")
@@ -98,3 +98,32 @@ def test_every_setting_that_is_a_url_is_known_as_one() -> None:
     sources = [Path(module.__file__).read_text() for module in (jobs, use, experiments)]
     assert {name for source in sources for name in url_fields(source)} == URL_SETTINGS
     assert dict(urls_of(REMOTE)) == {name: getattr(REMOTE, name) for name in ("cache", "teacher", "output", "pairs")}
+
+
+@pytest.mark.parametrize(
+    ("compute", "there", "fits"),
+    [
+        (ComputeConfig(workers=3), {"CPU": 4.0}, True),
+        (ComputeConfig(workers=4), {"CPU": 4.0}, False),
+        (ComputeConfig(workers=4, cpus_per_worker=0.5), {"CPU": 4.0}, True),
+        (ComputeConfig(workers=(1, 8)), {"CPU": 8.0}, False),  # it grows until nothing is left
+        (ComputeConfig(workers=(1, 8)), {"CPU": 8.0, "GPU": 4.0}, True),  # it grows as far as there are GPUs
+    ],
+)
+def test_workers_leave_a_cpu_for_loading_their_data(
+    compute: ComputeConfig,
+    there: Mapping[str, float],
+    fits: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if fits:
+        cluster.check_room(compute)
+        return
+    with pytest.raises(ValueError, match="loading their data needs 1 more, but Ray has"):
+        cluster.check_room(compute)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster may still grow
+    cluster.check_room(compute)
+    assert "lower compute.workers or compute.cpus-per-worker, unless machines are added" in capsys.readouterr().err

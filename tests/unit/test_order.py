@@ -1,12 +1,14 @@
 """The order of records is a permutation per epoch, a pure function of the position, for any number of workers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.training.order import Order
-from pipelines.training.stream import Stage, Stream
+from pipelines.training.stream import ENOUGH_TASKS, MOST_SPAN_BYTES, Stage, Stream
 
 SHARDS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(lambda rows: sum(rows) > 0)
 
@@ -42,8 +44,8 @@ def stream_of(rows: tuple[int, ...], span_steps: int) -> Stream:
     def load(records: np.ndarray) -> dict[str, np.ndarray]:
         return {"record": records[:, 0] * 1000 + records[:, 1]}
 
-    stages = [Stage(order=Order(shard_rows=rows, seed=seed), load=load) for seed in (0, 1)]
-    return Stream(stages=stages, steps=7, batch_size=12, span_steps=span_steps)
+    stages = [Stage(order=Order(shard_rows=rows, seed=seed), load=load, key="") for seed in (0, 1)]
+    return Stream(stages=stages, steps=7, batch_size=12, row_bytes=8, span_steps=span_steps)
 
 
 @pytest.mark.parametrize("start_step", [0, 3, 7, 9])
@@ -53,7 +55,7 @@ def test_a_batch_is_the_same_records_for_any_number_of_workers_and_any_restart(
 ) -> None:
     def batches(stream: Stream, start: int, workers: int) -> dict[int, list[int]]:
         result: dict[int, list[int]] = {}
-        for first, stop in stream.spans(start):
+        for first, stop in stream.spans(start, workers):
             for rank in range(workers):
                 rows = stream.load(first, stop, rank, workers)
                 for position, record in zip(rows["position"], rows["record"], strict=True):
@@ -67,5 +69,15 @@ def test_a_batch_is_the_same_records_for_any_number_of_workers_and_any_restart(
 
 
 def test_spans_never_cross_a_stage() -> None:
-    spans = stream_of((5,), span_steps=4).spans(1)
-    assert spans == [(1, 5), (5, 7), (7, 11), (11, 14)]
+    spans = stream_of((5,), span_steps=4).spans(1, 1)
+    assert list(spans) == [(1, 5), (5, 7), (7, 11), (11, 14)]
+    assert not len(stream_of((5,), span_steps=4).spans(14, 1))
+
+
+@pytest.mark.parametrize("row_bytes", [8, 2**20])
+def test_a_long_run_is_cut_into_few_spans_that_fit_into_memory(row_bytes: int) -> None:
+    stream = replace(stream_of((5,), span_steps=1), steps=500_000, row_bytes=row_bytes)
+    spans = stream.spans(0, 8)
+    assert spans[0][0] == 0 and spans[len(spans) - 1][1] == stream.num_steps
+    share = 2  # of 12 among 8
+    assert len(spans) * 8 <= ENOUGH_TASKS + 16 or spans.size == MOST_SPAN_BYTES // (share * row_bytes)

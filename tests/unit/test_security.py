@@ -16,6 +16,7 @@ from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import list_source
 from pipelines.pairs.layouts import list_pairs
 from pipelines.training import runs
+from pipelines.training.stream import Stream
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for layer in ("reddit_core", "pipelines", "jobs") for path in (ROOT / layer).rglob("*.py"))
@@ -73,8 +74,10 @@ def test_photographs_whose_names_leave_the_output_are_refused_before_anything_is
 def test_no_credential_of_a_url_is_recorded(tmp_path: Path) -> None:
     pairs, lpips = "https://user:hush@host/pairs", "https://host/vgg.pth?X-Amz-Signature=hush"
     config = DistillConfig(cache="c", teacher="t", output=str(tmp_path), pairs=pairs, lpips=lpips)
-    runs.record_config(str(tmp_path), config)
-    runs.record_config(str(tmp_path), replace(config, lpips=lpips.replace("hush", "new")))  # a new signature goes on
+    stream = Stream(stages=(), steps=1, batch_size=1, row_bytes=1)
+    runs.record_config(str(tmp_path), config, stream)
+    # A new signature goes on.
+    runs.record_config(str(tmp_path), replace(config, lpips=lpips.replace("hush", "new")), stream)
     (record,) = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert "hush" not in record and "vgg.pth" in record
     assert "hush" not in json.dumps(runs.facts_of(config))

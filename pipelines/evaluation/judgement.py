@@ -1,0 +1,102 @@
+"""What an evaluation measured, read back from its parts: figures by method, their intervals, and the cases to show."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.evaluation.judging import TRUTH, Method, part_url
+from pipelines.evaluation.report_page import Case
+from pipelines.reporting import Row
+
+HEAD = ("pair_id", "method", "steps", "seed")
+COSTS = ("seconds_per_megapixel", "peak_mb_per_megapixel")
+CASES_PER_END = 3
+BOOTSTRAP_DRAWS = 2000
+READERS = 16
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All that was measured: one row for each image, method and seed."""
+
+    methods: Sequence[Method]
+    rows: Sequence[Row]
+
+    def of(self, method: Method) -> list[Row]:
+        return [row for row in self.rows if (row["method"], row["steps"]) == (method.name, method.steps)]
+
+    def per_image(self, method: Method, name: str) -> dict[str, float]:
+        """A figure of each image, the mean over seeds, in the images' order."""
+        values: dict[str, list[float]] = {}
+        for row in self.of(method):
+            values.setdefault(row["pair_id"], []).append(row[name])
+        return {pair_id: float(np.mean(seeds)) for pair_id, seeds in values.items()}
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of what was measured of results, without costs."""
+        return [name for name in self.rows[0] if name not in (*HEAD, *COSTS)]
+
+
+def read_rows(parts: str, num_images: int) -> list[Row]:
+    """What was measured, in the images' order; from object storage a few parts are read at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return [row for rows in pool.map(lambda i: read_part(parts, i)["rows"], range(num_images)) for row in rows]
+
+
+def read_part(parts: str, index: int) -> dict[str, Any]:
+    part: dict[str, Any] = json.loads(storage.read_bytes(part_url(parts, index)))
+    return part
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """None where it could not be measured."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def intervals(judgement: Judgement) -> list[Row]:
+    """95 % intervals of the means, `LOW to HIGH`, one row for each method."""
+    rows: list[Row] = []
+    for method in judgement.methods:
+        bounds = {name: bootstrap(list(judgement.per_image(method, name).values())) for name in judgement.figures}
+        texts = {name: f"{low:.4g} to {high:.4g}" for name, (low, high) in bounds.items()}
+        rows.append({"method": method.name, "steps": method.steps, **texts})
+    return rows
+
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean over resampled images (seeded; Efron 1979)."""
+    sample = np.random.default_rng(0).choice(values, size=(BOOTSTRAP_DRAWS, len(values)))
+    low, high = np.percentile(sample.mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def find_cases(parts: str, judgement: Judgement) -> list[Case]:
+    """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first."""
+    reasons: dict[str, list[str]] = {}
+    for end in ("worst", "best"):
+        for method in judgement.methods:
+            if not method.url:
+                continue
+            ranked = sorted((value, pair_id) for pair_id, value in judgement.per_image(method, "psnr").items())
+            chosen = ranked[:CASES_PER_END] if end == "worst" else ranked[::-1][:CASES_PER_END]
+            for place, (value, pair_id) in enumerate(chosen, start=1):
+                reasons.setdefault(pair_id, []).append(f"{end} {place} of {method.key} ({value:.2f} dB)")
+    order = list(judgement.per_image(judgement.methods[0], "psnr"))
+    return [make_case(pair_id, why, read_part(parts, order.index(pair_id))) for pair_id, why in reasons.items()]
+
+
+def make_case(pair_id: str, reasons: Sequence[str], part: Mapping[str, Any]) -> Case:
+    figures: dict[str, Row] = {}
+    for row in part["rows"]:
+        figures.setdefault(f"{row['method']}:{row['steps']}", row)
+    pictures = {key: data for key, data in part["pictures"].items() if key != TRUTH}
+    return Case(
+        pair_id=pair_id, reasons=reasons, figures=figures, pictures={**pictures, TRUTH: part["pictures"][TRUTH]}
+    )
