@@ -33,13 +33,13 @@ DISTILL: Mapping[str, Settings] = {
     "demo": {
         "segment.crop": 64,
         "segment.crops": 16,
-        "optim.steps": 200,
+        "optim.steps": 80,
         "optim.batch_size": 8,
-        "optim.learning_rate": 3e-4,
-        "optim.warmup-steps": 20,
+        "optim.learning_rate": 4e-4,
+        "optim.warmup-steps": 10,
         "optim.precision": CPU_PRECISION,
-        "checkpoint.every": 100,
-        "checkpoint.validate-every": 200,
+        "checkpoint.every": 40,
+        "checkpoint.validate-every": 80,
     },
     "lol-cpu": {
         **LOL_CPU_SEGMENT,

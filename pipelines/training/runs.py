@@ -162,7 +162,9 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
         metrics = trainer.fit().metrics or {}
     except ray.train.TrainingFailedError as error:
         for cause in causes_of(error):
-            if isinstance(cause, OSError) and not isinstance(cause, ray.exceptions.RayError):
+            if isinstance(cause, ray.exceptions.RayError):  # wraps what a task raised, or means something else
+                continue
+            if isinstance(cause, OSError):
                 raise OSError(
                     f"storage failed during training ({one_line(cause)}); the checkpoints before are kept; "
                     "mend it, and run the same command again to go on"

@@ -225,6 +225,19 @@ def test_two_workers_with_teachers_beside_them_agree_with_one_that_runs_it_itsel
     check_agreement(alone, together)
 
 
+@pytest.mark.slow
+def test_a_damaged_shard_stops_training_with_one_line_that_names_it(made: Made) -> None:
+    config = replace(distill_config(made, "damaged"), compute=replace(ONE_THREAD, max_failures=0))
+    shard = next(Path(made.cache.output).rglob("4-*/shards/*.arrow"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
+    try:
+        with pytest.raises(ValueError, match=rf"^[^\n]*{shard.stem}[^\n]*$"):
+            distill(config)
+    finally:
+        shard.write_bytes(data)
+
+
 def check_agreement(alone: Mapping[str, torch.Tensor], together: Mapping[str, torch.Tensor]) -> None:
     """Equal but for rounding, which AdamW's first steps magnify wherever a gradient is nearly zero."""
     for name, value in alone.items():
