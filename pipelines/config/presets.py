@@ -20,8 +20,9 @@ SMALL_UNET: Settings = {
     "unet.num_res_blocks": 1,
     "unet.norm_groups": 8,
 }
-# Whole scenes reduced to a fifth nearly fit a crop, so that their brightness can be learned from small crops.
-LOL_CPU_SEGMENT: Settings = {"segment.crop": 64, "segment.crops": 8, "segment.min_scale": 0.2}
+LOL_CPU_UNET: Settings = {**SMALL_UNET, "unet.base_channels": 32}
+# Whole scenes reduced to a quarter nearly fit a crop, so that their brightness can be learned from small crops.
+LOL_CPU_SEGMENT: Settings = {"segment.crop": 80, "segment.crops": 8, "segment.min_scale": 0.25}
 PAPER_UNET: Settings = {
     "unet.base_channels": 64,
     "unet.channel_mults": (1, 1, 2, 2, 4),
@@ -71,15 +72,15 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
             "checkpoint.validate-every": 1000,
         },
         "lol-cpu": {
-            **SMALL_UNET,
-            "crop": 64,
-            "min_scale": 0.2,
-            "optim.steps": 4000,
+            **LOL_CPU_UNET,
+            "crop": 80,
+            "min_scale": 0.25,
+            "optim.steps": 3000,
             "optim.batch_size": 8,
             "optim.learning_rate": 6e-4,
             "optim.precision": CPU_PRECISION,
             "checkpoint.every": 500,
-            "checkpoint.validate-every": 2000,
+            "checkpoint.validate-every": 1000,
         },
         "paper": {**PAPER_UNET, "crop": 96, "optim.steps": 500_000, "optim.precision": "bf16"},
     },

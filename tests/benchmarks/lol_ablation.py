@@ -46,11 +46,11 @@ class Settings:
     """Optimizer steps of each stage."""
     batch_size: int = 8
     """Samples of a step."""
-    crop: int = 64
+    crop: int = 80
     """Side of the training crops in pixels."""
     crops: int = 8
     """Crops of each pair."""
-    min_scale: float = 0.2
+    min_scale: float = 0.25
     """Smallest scale of the images that crops are cut from."""
     refine_weight: float = 0.02
     """w of the students that are refined."""
