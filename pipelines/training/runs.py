@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -28,6 +29,8 @@ CHECKPOINTS = "checkpoints"
 READY_BYTES = 2**29
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
+# For people: a damaged shard, say. Ray Data passes on as text alone what a task raised.
+RAISED_BY_A_TASK = re.compile(r"^ValueError: (.+)$", re.MULTILINE)
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
 
@@ -162,14 +165,16 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
         metrics = trainer.fit().metrics or {}
     except ray.train.TrainingFailedError as error:
         for cause in causes_of(error):
-            if isinstance(cause, ray.exceptions.RayError):  # wraps what a task raised, or means something else
+            if isinstance(cause, ray.exceptions.RayError):
+                if raised := RAISED_BY_A_TASK.search(str(cause)):
+                    raise ValueError(raised[1]) from error
                 continue
             if isinstance(cause, OSError):
                 raise OSError(
                     f"storage failed during training ({one_line(cause)}); the checkpoints before are kept; "
                     "mend it, and run the same command again to go on"
                 ) from error
-            if isinstance(cause, ValueError):  # for people: a damaged shard, say
+            if isinstance(cause, ValueError):
                 raise ValueError(one_line(cause)) from error
         raise
     if metrics.get("stopped"):

@@ -22,7 +22,8 @@ from jobs.cli import Sources, parse
 from jobs.distill import JOB
 from pipelines import tracking
 from pipelines.config.jobs import TuneConfig
-from pipelines.config.parts import TrackingConfig
+from pipelines.config.parts import ComputeConfig, TrackingConfig
+from pipelines.search import tune as search
 from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
 from reddit_core.unet import UNet
@@ -143,6 +144,26 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
         terms = objective.terms(student, batch, torch.Generator(), torch.device("cpu"))
         assert torch.isfinite(terms["loss"]).all()
         assert (len(evaluated), evaluated.count(student)) == (networks, 1)
+
+
+@pytest.mark.slow
+def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_FAILURES", 0)
+    base = inputs.distillation(tracking=TrackingConfig(enabled=False), compute=ComputeConfig(threads=1, max_failures=0))
+    output = inputs.root / "mended"
+    config = TuneConfig(distill=base, output=str(output), space=SPACE, trials=2, concurrent=1, asha=False)
+    for shard in Path(base.cache).rglob("*.arrow"):
+        shard.rename(shard.with_suffix(".away"))
+    try:
+        with pytest.raises(ValueError, match=r"none of 2 trials reached step 6 .*mend the cause"):
+            tune(config)
+    finally:
+        for shard in Path(base.cache).rglob("*.away"):
+            shard.rename(shard.with_suffix(".arrow"))
+    failed = {path.name for path in (output / "trials").iterdir()}
+    rows = tune(config).rows
+    assert {row["trial"] for row in rows} == failed
+    assert [row["outcome"] for row in rows] == ["finished"] * 2
 
 
 def start_job(config: TuneConfig, log: Path) -> subprocess.Popen[bytes]:
