@@ -162,6 +162,7 @@ def test_a_cache_holds_every_record_once_in_the_stated_size(made: Made) -> None:
         assert all(row["nodes"][2] % 2 == 0 and row["nodes"][0] <= stage for row in table)
 
 
+@pytest.mark.slow
 def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
     two = replace(made.cache, output=str(made.root / "cache-two"), compute=ComputeConfig(workers=2, threads=1))
     precompute(two)
