@@ -13,8 +13,8 @@ from pipelines import QUIET, storage
 from pipelines.config.parts import ComputeConfig, urls_of
 
 MIN_LOGICAL_CPUS = 4
-# What a task reserves that loads data.
-LOAD_CPUS = 1.0
+# What Ray Data reserves for a task unless told otherwise.
+TASK_CPUS = 1.0
 ROUND = 10_000
 
 Item = TypeVar("Item")
@@ -112,10 +112,10 @@ def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
     """
     workers = min(compute.max_workers, num_gpus()) if num_gpus() and use_gpu(compute) else compute.max_workers
     reserved, there = workers * compute.cpus_per_worker + more_cpus, resources().get("CPU", 0.0)
-    if reserved + LOAD_CPUS <= there:
+    if reserved + TASK_CPUS <= there:
         return
     message = (
-        f"the workers reserve {reserved:g} CPUs, and loading their data needs {LOAD_CPUS:g} more, but Ray has "
+        f"the workers reserve {reserved:g} CPUs, and loading their data needs {TASK_CPUS:g} more, but Ray has "
         f"{there:g}; lower compute.workers or compute.cpus-per-worker"
     )
     if not os.environ.get("RAY_ADDRESS"):

@@ -31,6 +31,7 @@ from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.students import registry
 from pipelines.tracking import RunHandle
 from pipelines.training import distillation, runs
+from pipelines.training.stream import Stream
 
 EXPERIMENT = "tune"
 DRIVER_CPUS = 0.1
@@ -196,12 +197,12 @@ def check_asha(config: TuneConfig) -> None:
         ) from None
 
 
-def check(sweep: Sweep) -> None:
-    """Refuses what could not work before anything is spent."""
+def check(sweep: Sweep) -> Stream:
+    """Refuses what could not work before anything is spent; returns what every trial reads."""
     base = sweep.config.distill
     assert sweep.objective.terms and sweep.first_points is not None
     distillation.check_inputs(base)
-    distillation.make_stream(base)
+    return distillation.make_stream(base)
 
 
 def tune(config: TuneConfig) -> Report:
@@ -212,10 +213,10 @@ def tune(config: TuneConfig) -> Report:
     """
     config = with_device(config)
     sweep = Sweep(config)
-    check(sweep)
+    stream = check(sweep)
     outcome.record(config)
     base, done = config.distill, storage.exists(storage.join(config.output, BEST))
-    inputs = registry.inputs_of(base)
+    inputs = registry.inputs_of(base, stream)
     ended = done and not config.then_distill
     with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = outcome.saved(config.output) if done else search(sweep, run)

@@ -11,14 +11,14 @@ from pipelines.config.parts import CheckpointConfig
 from pipelines.redaction import redact
 from pipelines.students.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle
+from pipelines.training.stream import Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.caches import find_cache
-from pipelines.weights import load_hashed_unet, load_unet
+from pipelines.weights import load_unet
 
 EXAMPLE_SIDE = 32
 
 
-def inputs_of(config: DistillConfig) -> Sequence[InputData]:
+def inputs_of(config: DistillConfig, stream: Stream) -> Sequence[InputData]:
     """The pairs and the caches that a tracked distillation reads, by manifest and key."""
     inputs: list[InputData] = []
     if not config.tracking.enabled:  # manifests may be large
@@ -27,10 +27,9 @@ def inputs_of(config: DistillConfig) -> Sequence[InputData]:
         manifest = shards.read_manifest(config.pairs, "pairs")
         inputs.append(InputData("pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key))
     if config.trajectories == "cache":
-        file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
-        for stage in config.stages:
-            url, manifest = find_cache(config, stage, file, sha256)
-            inputs.append(InputData(f"trajectories-{stage}", storage.join(url, shards.MANIFEST), manifest.key))
+        for stage, records in zip(config.stages, stream.stages, strict=True):
+            url = storage.join(records.source, shards.MANIFEST)
+            inputs.append(InputData(f"trajectories-{stage}", url, records.key))
     return inputs
 
 

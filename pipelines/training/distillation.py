@@ -133,14 +133,16 @@ def make_stream(config: DistillConfig) -> Stream:
         if config.trajectories == "cache":
             url, manifest = find_cache(config, stage, teacher, sha256)
             rows, load = tuple(entry.rows for entry in manifest.shards), CachedRecords(url, manifest.shards)
-            stages.append(Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load, key=manifest.key))
+            stages.append(
+                Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load, source=url, key=manifest.key)
+            )
             continue
         manifest = shards.read_manifest(config.pairs, "pairs")
         plan = plan_shards(manifest, "train", config.segment, RECORDS_PER_SHARD)
         online = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, stage)
         order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
         spec = record_spec(manifest, "train", teacher, sha256, stage, config.segment)
-        stages.append(Stage(order=order, load=online, key=shards.spec_key(spec)))
+        stages.append(Stage(order=order, load=online, source=config.pairs, key=shards.spec_key(spec)))
     beside = teachers_beside(config) if config.trajectories == "stream" else None
     optim = config.optim
     return Stream(
@@ -189,7 +191,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
     teacher_sha256 = sha256_of(config.teacher)
-    inputs = registry.inputs_of(config)
+    inputs = registry.inputs_of(config, stream)
     with runs.tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
     ) as run:

@@ -54,10 +54,16 @@ class Beside:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage's records: their order, how they are loaded, and the key that says what they are made of."""
+    """One stage's records: their order, how they are loaded, where they lie, and what they are made of.
+
+    Attributes:
+        source: URL of the cache or the pairs.
+        key: the same for the same records of the same teacher.
+    """
 
     order: Order
     load: Loader
+    source: str
     key: str
 
 

@@ -114,7 +114,7 @@ def make_stream(config: TeacherConfig) -> Stream:
     order = Order(shard_rows=tuple(shard.rows for shard in record_shards), seed=config.optim.seed, mix_shards=1)
     key = shards_hash([shard.pairs for shard in record_shards])
     return Stream(
-        stages=[Stage(order=order, load=CropLoader(config, record_shards), key=key)],
+        stages=[Stage(order=order, load=CropLoader(config, record_shards), source=config.pairs, key=key)],
         steps=config.optim.steps,
         batch_size=config.optim.batch_size,
         row_bytes=2 * 3 * config.crop**2,
