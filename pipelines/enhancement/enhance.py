@@ -21,6 +21,8 @@ from pipelines import reporting, shards, storage
 from pipelines.cluster import rounds, torch_threads, use_gpu
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.photo_files import EXTENSIONS, Pixels, read_photograph, write_photograph
+from pipelines.images import DAMAGE
+from pipelines.redaction import redact
 from pipelines.reporting import Report
 from pipelines.weights import load_unet
 from reddit_core.tiles import enhance_pixels
@@ -59,6 +61,7 @@ def find_work(config: EnhanceConfig) -> Work:
     if not names:
         raise ValueError(f"{config.source} holds no photograph; give a folder or file of {', '.join(EXTENSIONS)}")
     settings = {
+        "photographs": redact(root),
         "weights_sha256": sha256,
         "steps": steps,
         **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "norm_groups", "precision")},
@@ -67,6 +70,11 @@ def find_work(config: EnhanceConfig) -> Work:
     if storage.exists(url):
         shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"what was enhanced at {config.output}")
     present = set(storage.list_files(config.output))
+    if present.intersection(names) and SETTINGS not in present:
+        raise ValueError(
+            f"{config.output} holds files that results would be named like, such as "
+            f"{min(present.intersection(names))}, and no job made them; give another folder"
+        )
     missing = [name for name in names if not set(results_of(config, name)) <= present]
     return Work(root, names, missing, len(files) - len(names), steps, settings)
 
@@ -88,6 +96,8 @@ def list_source(config: EnhanceConfig) -> tuple[str, list[str]]:
         )
     for name in files:
         storage.join(output, name)  # an object store's keys may hold any text
+        if config.compare and name.startswith(f"{COMPARISONS}/"):
+            raise ValueError(f"{name} lies where --compare puts its pictures; rename {COMPARISONS} at {source}")
     return root, files or [posixpath.basename(source)]
 
 
@@ -123,11 +133,11 @@ class Enhancer:
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
         name = self.work.missing[int(batch["id"][0])]
-        data = storage.read_bytes(storage.join(self.work.root, name))
         try:
-            photograph = read_photograph(data)
-        except ValueError as error:
-            return {"name": [name], "reason": [str(error)], "megapixels": [0.0], "seconds": [0.0]}
+            photograph = read_photograph(storage.read_bytes(storage.join(self.work.root, name)))
+        except (ValueError, *storage.PERMANENT_ERRORS) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
+            return {"name": [name], "reason": [reason], "megapixels": [0.0], "seconds": [0.0]}
         pixels, seconds = self.enhance(photograph.pixels)
         if self.config.compare:
             comparison = side_by_side(photograph.pixels, pixels)
@@ -256,7 +266,7 @@ def plan_enhance(config: EnhanceConfig) -> Report:
     """What would be enhanced, and about how long it would take on this machine; writes nothing."""
     work = find_work(config)
     seconds = seconds_per_megapixel(config, work.steps)
-    sizes = [megapixels_of(storage.read_bytes(storage.join(work.root, name))) for name in work.missing[:MEASURED_FILES]]
+    sizes = [megapixels_of(storage.join(work.root, name)) for name in work.missing[:MEASURED_FILES]]
     megapixels = float(np.mean(sizes)) * len(work.missing) if sizes else 0.0
     rows = [
         {"photographs": "to enhance", "count": len(work.missing)},
@@ -266,25 +276,28 @@ def plan_enhance(config: EnhanceConfig) -> Report:
         "steps": work.steps,
         "megapixels, about": megapixels,
         "minutes on one CPU worker, about": megapixels * seconds / 60,
+        f"above {config.tile} x {config.tile} pixels": "tiled, which takes two to five times as long",
         "files that are no photographs": work.ignored,
     }
     return Report(title=f"Plan of enhance: {work.root} to {config.output}", rows=rows, facts=facts)
 
 
 def seconds_per_megapixel(config: EnhanceConfig, steps: int) -> float:
-    """Measured on a small picture, on this machine's CPU; the second of two runs."""
+    """Measured on a small picture in one piece, on this machine's CPU; the second of two runs."""
+    torch.set_num_threads(torch_threads(config.compute))
     file = load_unet(config.weights, config.norm_groups)
     picture = np.random.default_rng(0).integers(0, 64, (MEASURED_SIDE, MEASURED_SIDE, 3), dtype=np.uint8)
     for _ in range(2):
         started = time.perf_counter()
-        enhance_pixels(file.unet, picture, file.schedule, steps, config.seed)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            enhance_pixels(file.unet, picture, file.schedule, steps, config.seed)
     return (time.perf_counter() - started) / (MEASURED_SIDE**2 / 1e6)
 
 
-def megapixels_of(data: bytes) -> float:
-    """From the header alone; 0 for what is no image."""
+def megapixels_of(url: str) -> float:
+    """From the header alone; 0 for what is no image, or cannot be read."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(storage.read_bytes(url))) as image:
             return image.width * image.height / 1e6
-    except OSError:
+    except DAMAGE:
         return 0.0

@@ -5,6 +5,8 @@ tifffile (TIFF).
 """
 
 import io
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import IFD
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from pipelines.images import DAMAGE, FORMATS, PHONE_JPEG
 
@@ -25,7 +28,9 @@ EXIF_PREFIX = b"Exif\0\0"
 # Tags of a TIFF's main directory that say where a picture comes from, as (tag, ASCII type): description, maker,
 # model, software, date, artist, copyright.
 PROVENANCE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
-ASCII = 2
+# Where EXIF keeps how and where it was taken.
+DIRECTORIES = (IFD.Exif, IFD.GPSInfo)
+ASCII, LONG = 2, 4
 LUMA = np.array([0.299, 0.587, 0.114])
 
 Pixels = NDArray[np.unsignedinteger[Any]]
@@ -73,7 +78,7 @@ def read_photograph(data: bytes) -> Photograph:
 
 def _decode(image: Image.Image, data: bytes) -> Photograph:
     width, height = image.size
-    if width * height > MAX_MEGAPIXELS * 1e6:
+    if round(width * height / 1e6) > MAX_MEGAPIXELS:  # a camera of 50 megapixels has a few more
         raise ValueError(f"it has {width * height / 1e6:.1f} megapixels, but at most {MAX_MEGAPIXELS} are enhanced")
     frames = getattr(image, "n_frames", 1)
     if frames != 1 and image.format != PHONE_JPEG:
@@ -138,17 +143,34 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
 def _exif_of(image: Image.Image) -> bytes:
     """The EXIF block without orientation; of a TIFF, without the tags that say how its pixels are laid out."""
     found = image.getexif()
-    found.pop(ORIENTATION, None)
-    if image.format != "TIFF":
-        return found.tobytes() if len(found) else b""
-    exif = Image.Exif()
-    for tag in PROVENANCE_TAGS:
-        if tag in found:
-            exif[tag] = found[tag]
-    for directory in (IFD.Exif, IFD.GPSInfo):
-        if tags := found.get_ifd(directory):
-            exif[directory] = dict(tags)
+    exif = _copy_exif(found, PROVENANCE_TAGS if image.format == "TIFF" else tuple(found))
     return exif.tobytes() if len(exif) else b""
+
+
+def _copy_exif(found: Image.Exif, tags: Iterable[int]) -> Image.Exif:
+    """Some tags of the main directory, without orientation, and all of the directories of how and where."""
+    exif = Image.Exif()
+    for tag in tags:
+        if tag in found and tag not in (ORIENTATION, *DIRECTORIES):
+            exif[tag] = _unread(found[tag])
+    for directory in (name for name in DIRECTORIES if name in found):
+        values = {tag: _unread(value) for tag, value in found.get_ifd(directory).items()}
+        if IFD.Interop in values:  # an offset in the old file
+            values[IFD.Interop] = dict(found.get_ifd(IFD.Interop))
+        exif[directory] = values
+    return exif
+
+
+def _load_exif(data: bytes) -> Image.Exif:
+    found = Image.Exif()
+    if data:
+        found.load(data)
+    return _copy_exif(found, tuple(found))
+
+
+def _unread(value: Any) -> Any:
+    """Text as the bytes it was: Pillow reads them as Latin-1, and would write whatever is not ASCII as "?"."""
+    return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def _is_lossless(name: str, data: bytes) -> bool:
@@ -168,7 +190,7 @@ def write_photograph(original: Photograph, pixels: Pixels) -> bytes:
     """New pixels ([H, W, 3], type and size of the original's) as a file of the original's kind.
 
     The bytes are the same for the same pixels. JPEG and lossy WebP are written at quality 95, with full colour
-    resolution. A 16-bit TIFF keeps of its EXIF what stands in the main directory.
+    resolution.
     """
     planes = [_to_grey(pixels)] if original.grey else [pixels]
     if original.alpha is not None:
@@ -196,6 +218,8 @@ def _encode_8_bit(original: Photograph, stacked: Pixels) -> bytes:
     # A TIFF stays uncompressed: Pillow's compressing writer cannot keep the directories that EXIF adds.
     if original.format != "BMP":  # which has no room for either
         options |= {"exif": original.exif or None, "icc_profile": original.icc or None}
+    if original.format == "TIFF":  # whose writer would read the block's text anew, and write "?" for what is not ASCII
+        options |= {"exif": None, "tiffinfo": dict(_load_exif(original.exif))}
     sink = io.BytesIO()
     kept = {name: value for name, value in options.items() if value is not None}
     Image.fromarray(stacked).save(sink, format=original.format, **kept)
@@ -217,9 +241,8 @@ def _encode_png_16_bit(original: Photograph, stacked: Pixels) -> bytes:
 
 
 def _encode_tiff_16_bit(original: Photograph, stacked: Pixels) -> bytes:
-    exif = Image.Exif()
-    exif.load(original.exif)
-    tags = [(tag, ASCII, 0, str(exif[tag]), True) for tag in PROVENANCE_TAGS if tag in exif]
+    exif = _load_exif(original.exif)
+    tags = [(tag, ASCII, 0, exif[tag], True) for tag in PROVENANCE_TAGS if tag in exif]
     sink = io.BytesIO()
     tifffile.imwrite(
         sink,
@@ -234,4 +257,24 @@ def _encode_tiff_16_bit(original: Photograph, stacked: Pixels) -> bytes:
         software=False,
         extratags=tags,
     )
-    return sink.getvalue()
+    return _add_directories(sink.getvalue(), {tag: exif[tag] for tag in DIRECTORIES if tag in exif})
+
+
+def _add_directories(tiff: bytes, directories: Mapping[int, Mapping[int, Any]]) -> bytes:
+    """A TIFF file with EXIF's directories, which tifffile cannot write; its main directory moves to the end."""
+    order = "<" if tiff.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    entries = [tiff[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
+    file = bytearray(tiff)
+    for tag, values in directories.items():
+        file += b"\0" * (len(file) % 2)  # directories begin at even bytes
+        directory = ImageFileDirectory_v2(tiff[:8], group=tag)
+        for name, value in values.items():
+            directory[name] = value
+        entries.append(struct.pack(f"{order}HHII", tag, LONG, 1, len(file)))
+        file += directory.tobytes(len(file))
+    file += b"\0" * (len(file) % 2)
+    struct.pack_into(f"{order}I", file, 4, len(file))
+    entries.sort(key=lambda entry: struct.unpack_from(f"{order}H", entry)[0])
+    return bytes(file + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4))

@@ -1,4 +1,4 @@
-"""The card of a registered student: what it is, what it was made from, how good it is, and under which licence."""
+"""The card of a student: what it is, what it was made from, how good it is, and under which licence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ class ModelCard:
     Attributes:
         steps: sampling steps that it was distilled for.
         data: name or URL of the training pairs.
+        interface: what goes in and what comes out.
         licence: licence of the data; empty when it is not known.
         metrics: equal-keyed rows of validation figures, raw and GT-mean side by side.
         facts: further lines, such as cache key, teacher and refinement weight.
@@ -21,6 +22,7 @@ class ModelCard:
 
     steps: int
     data: str
+    interface: str = "input and output: sRGB photographs, uint8 [N, H, W, 3]; any height and width"
     licence: str = ""
     metrics: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -33,7 +35,7 @@ class ModelCard:
             f"A student for {self.steps} DDIM steps, distilled from a diffusion teacher as in ReDDiT "
             "(Lan et al., Efficient Diffusion as Low Light Enhancer, CVPR 2025, arXiv 2410.12346).",
             "",
-            "- input and output: sRGB photographs, uint8 [N, H, W, 3]; any height and width",
+            f"- {self.interface}",
             f"- training data: {self.data}",
             f"- licence of the data: {self.licence or 'not known; ask the owner of the data before you publish'}",
             *(f"- {name}: {format_value(value)}" for name, value in self.facts.items()),

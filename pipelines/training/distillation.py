@@ -113,6 +113,8 @@ class DistillObjective:
             "role": "student",
             "num_steps": num_steps,
             "teacher_sha256": sha256_of(self.config.teacher),
+            "pairs": registry.describe_pairs(self.config.pairs) if self.config.pairs else "",
+            "licence": self.config.tracking.licence,
             "config": runs.facts_of(self.config),
             "validation": dict(metrics),
         }

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +70,10 @@ def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> No
     config = EnhanceConfig(
         source=str(folder), output=str(output), weights=weights, tile=96, overlap=16, compare=True, compute=ONE_THREAD
     )
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     report = enhance(config)
-    assert counts(report.rows) == {"enhanced now": 4, "done before": 0, "left out": 1}
+    assert counts(report.rows) == {"enhanced now": 4, "done before": 0, "left out": 2}
+    assert "FileNotFoundError" in report.facts["left out: gone.jpg"]
     assert "truncated" in report.facts["left out: broken.jpg"].lower()
     assert report.facts["steps"] == 2
     assert not (output / "broken.jpg").exists()
@@ -88,7 +92,7 @@ def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> No
     first = {name: (output / name).read_bytes() for name in ("phone.jpg", "cup.webp", "deeper/cat.PNG", "deep.png")}
     (output / "cup.webp").unlink()
     again = enhance(config)
-    assert counts(again.rows) == {"enhanced now": 1, "done before": 3, "left out": 1}
+    assert counts(again.rows) == {"enhanced now": 1, "done before": 3, "left out": 2}
     assert {name: (output / name).read_bytes() for name in first} == first
     assert json.loads((output / "report.json").read_text())["steps"] == 2
 
@@ -202,6 +206,21 @@ def test_bad_arguments_get_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_what_was_not_made_of_these_photographs_is_not_taken_for_done(
+    folder: Path, weights: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(folder, output)
+    config = EnhanceConfig(source=str(folder), output=str(output), weights=weights, compute=ONE_THREAD)
+    with pytest.raises(ValueError, match="and no job made them"):
+        enhance(config)
+    shutil.rmtree(output)
+    shutil.copytree(folder, tmp_path / "others")
+    enhance(replace(config, source=str(folder / "cup.webp")))
+    with pytest.raises(ValueError, match=r"photographs is .*, asked for .*others"):
+        enhance(replace(config, source=str(tmp_path / "others")))
 
 
 def test_weights_that_do_not_say_their_steps(folder: Path, tmp_path: Path, tiny_unet: UNet) -> None:

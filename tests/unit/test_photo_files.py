@@ -56,6 +56,26 @@ def test_format_profile_and_exif_are_kept(image: NDArray[np.uint8], name: str) -
     assert result.getexif().get_ifd(IFD.Exif)[TAKEN] == "2026:11:22 12:00:00"
 
 
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF", "16-bit TIFF"])
+def test_exif_that_is_not_ascii_is_kept(image: NDArray[np.uint8], name: str) -> None:
+    """And the directories of a 16-bit TIFF."""
+    block = exif()
+    block[MAKER] = "J\u00fcrgen".encode()  # as cameras write it: UTF-8 bytes in an ASCII field
+    block[IFD.GPSInfo] = {1: "N", 2: (47.0, 22.0, 0.5)}
+    if name == "16-bit TIFF":
+        data = encode(image, "TIFF", tiffinfo=dict(block))
+        original = dataclasses.replace(read_photograph(data), pixels=image.astype(np.uint16) * 257)
+        again = read_photograph(write_photograph(original, original.pixels))
+        np.testing.assert_array_equal(again.pixels, original.pixels)
+        result = opened(write_photograph(again, again.pixels))
+    else:
+        result = brightened(encode(image, name, **({"tiffinfo": dict(block)} if name == "TIFF" else {"exif": block})))
+    found = result.getexif()
+    assert found[MAKER].encode("latin-1").decode() == "J\u00fcrgen"
+    assert found.get_ifd(IFD.Exif)[TAKEN] == "2026:11:22 12:00:00"
+    assert tuple(map(float, found.get_ifd(IFD.GPSInfo)[2])) == (47.0, 22.0, 0.5)
+
+
 def test_bmp_is_kept(image: NDArray[np.uint8]) -> None:
     assert brightened(encode(image, "BMP")).format == "BMP"
 
@@ -175,6 +195,6 @@ def test_what_is_no_photograph_says_why(data: bytes, reason: str) -> None:
 
 
 def test_size_is_refused_before_it_is_decoded(image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photo_files, "MAX_MEGAPIXELS", 0.0005)
+    monkeypatch.setattr(photo_files, "MAX_MEGAPIXELS", -1)
     with pytest.raises(ValueError, match="megapixels, but at most"):
         read_photograph(encode(image, "PNG"))
