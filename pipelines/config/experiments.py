@@ -25,8 +25,10 @@ class ExperimentConfig:
     """Judge only the first so many images of the validation split; 0 takes all."""
     stops: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
     """Darkness in photographic stops (experiment darkness)."""
+    full_wells: tuple[float, ...] = (20_000.0, 2_000.0)
+    """Electrons of a white pixel, at each darkness; fewer are noisier (experiment darkness)."""
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    """The low-light model but for its stops (experiment darkness); a smaller full_well is noisier."""
+    """The rest of the low-light model (experiment darkness)."""
     degrade_seed: int = 0
     """Seed of the low-light model."""
 
@@ -34,5 +36,6 @@ class ExperimentConfig:
         make_absolute(self, "output")
         require(bool(self.seeds), "seeds is empty, but at least one is needed; use 0 or 0,1,2")
         require(bool(self.stops), "stops is empty, but at least one darkness is needed; use 4 or 2 4 6")
+        require(bool(self.full_wells), "full_wells is empty, but at least one noise is needed; use 20000 or 20000 2000")
         require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
         require(bool(self.distill.pairs), "students are judged on the validation split; give --distill.pairs URL")

@@ -37,6 +37,7 @@ from pipelines.evaluation.judging import (
 )
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import split_shards
+from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
 from pipelines.tracking import RunWriter
 from pipelines.training import runs
@@ -165,6 +166,8 @@ def summarize(config: EvaluateConfig, judgement: Judgement, evaluated: Mapping[s
     facts = {
         "images": len(judgement.per_image(judgement.methods[0], "psnr")),
         "split": config.split,
+        "pairs": redact(config.pairs),
+        "sampler": config.mode,
         "seeds": list(config.seeds),
         "protocol": PROTOCOL,
         "intervals_95": intervals(judgement),
@@ -195,7 +198,8 @@ def brief(config: EvaluateConfig, facts: Row) -> dict[str, Any]:
 def judged_page(config: EvaluateConfig, parts: str, judgement: Judgement) -> str:
     """The HTML report; only the pictures of the cases that it shows are read."""
     report = summarize(config, judgement, {})
-    facts = {name: report.facts[name] for name in ("images", "split", "seeds", "protocol", "environment")}
+    names = ("images", "split", "pairs", "sampler", "seeds", "protocol", "environment")
+    facts = {name: report.facts[name] for name in names} | {"pictures": f"of seed {config.seeds[0]}"}
     weights = {f"weights of {method.key}": method.url for method in judgement.methods if method.url}
     title = f"Evaluation on {config.split}: {report.facts['images']} images"
     cases = find_cases(parts, judgement)

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,7 @@ def experiment(config: ExperimentConfig) -> Report:
                 output=storage.join(config.output, "reports", name),
                 weights=methods_of(config),
                 limit=config.limit,
+                lpips=(config.distill.lpips,) if config.distill.lpips else (),
                 precision=config.distill.optim.precision,
                 norm_groups=config.distill.norm_groups,
                 compute=config.distill.compute,
@@ -86,7 +87,11 @@ def experiment(config: ExperimentConfig) -> Report:
     report = Report(
         title=f"Experiment {config.experiment}",
         rows=over_seeds(rows),
-        facts={"seeds": list(config.seeds), "refine_weight": config.distill.refine_weight},
+        facts={
+            "seeds": list(config.seeds),
+            "refine_weight": config.distill.refine_weight,
+            "images, at most": config.limit or "all",
+        },
         url=config.output,
     )
     reporting.save(report)
@@ -94,7 +99,7 @@ def experiment(config: ExperimentConfig) -> Report:
 
 
 def over_seeds(rows: list[Row]) -> list[Row]:
-    """One row for each method: the mean over its seeds, and the standard deviation of the raw PSNR among them."""
+    """One row for each method: its mean over the seeds, and the raw PSNR's standard deviation, if several."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         name = str(row["method"]).partition("-seed-")[0]
@@ -103,7 +108,7 @@ def over_seeds(rows: list[Row]) -> list[Row]:
     for (pairs, name, steps), members in groups.items():
         figures = [key for key, value in members[0].items() if isinstance(value, float)]
         means = {key: float(np.mean([row[key] for row in members])) for key in figures}
-        spread = float(np.std([row["psnr"] for row in members]))
+        spread = float(np.std([row["psnr"] for row in members], ddof=1)) if len(members) > 1 else None
         table.append({"pairs": pairs, "method": name, "steps": steps, **means, "psnr_spread": spread})
     return table
 
@@ -112,16 +117,18 @@ def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
     """The pair datasets that the methods are judged on, by name; those of darkness are made where they are missing."""
     if config.experiment != "darkness":
         return {"validation": config.distill.pairs}
-    photographs, splits = write_normal_images(config)
+    key = shards.read_manifest(config.distill.pairs, "pairs").key
+    folder = storage.join(config.output, "darkness", f"{key}-{config.limit or 'all'}-images")
+    photographs, splits = write_normal_images(config, folder)
     datasets = {}
-    for stops in config.stops:
-        name = f"{stops:g}-stops"
+    for stops, full_well in product(config.stops, config.full_wells):
+        name = f"{stops:g}-stops-{full_well:g}-electrons"
         darkened = IngestConfig(
             layout="degrade",
             source=photographs,
             splits=splits,
-            output=storage.join(config.output, "pairs", name),
-            degrade=replace(config.degrade, stops=(stops, stops)),
+            output=storage.join(folder, name),
+            degrade=replace(config.degrade, stops=(stops, stops), full_well=full_well),
             degrade_seed=config.degrade_seed,
         )
         ingest(darkened)
@@ -129,20 +136,20 @@ def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
     return datasets
 
 
-def write_normal_images(config: ExperimentConfig) -> tuple[str, str]:
+def write_normal_images(config: ExperimentConfig, folder: str) -> tuple[str, str]:
     """The validation split's first normal images as files of a folder, and the splits that `ingest` is to give them."""
-    folder, splits = (storage.join(config.output, name) for name in ("photographs", "splits.csv"))
+    photographs, splits = (storage.join(folder, name) for name in ("photographs", "splits.csv"))
     if storage.exists(splits):  # it is written last
-        return folder, splits
+        return photographs, splits
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(("pair_id", "split"))
     for index, normal in enumerate(islice(normal_images(config.distill.pairs), config.limit or None)):
         name = f"{index:04d}.png"
-        storage.write_bytes(storage.join(folder, name), encode_png(normal))
+        storage.write_bytes(storage.join(photographs, name), encode_png(normal))
         writer.writerow((name, "validation"))
     storage.write_bytes(splits, table.getvalue().encode())
-    return folder, splits
+    return photographs, splits
 
 
 def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
@@ -155,5 +162,7 @@ def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
 def plan_experiment(config: ExperimentConfig) -> Report:
     """What would be distilled and judged."""
     rows: list[Row] = [{"student": student.name, "steps": student.stage // 2} for student in students_of(config)]
-    judged = config.stops if config.experiment == "darkness" else ("validation",)
-    return Report(title=f"Plan of experiment {config.experiment}", rows=rows, facts={"judged on": list(judged)})
+    facts: Row = {"judged on": "validation"}
+    if config.experiment == "darkness":
+        facts = {"judged on stops": list(config.stops), "and electrons": list(config.full_wells)}
+    return Report(title=f"Plan of experiment {config.experiment}", rows=rows, facts=facts)

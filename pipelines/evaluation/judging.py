@@ -196,7 +196,7 @@ class Judge:
 
 
 class MemoryGauge:
-    """Peak memory of a call above what was in use when the gauge was made, in MB; None where nobody knows.
+    """Peak memory of a call above what was in use when it started, in MB; None where nobody knows.
 
     On a GPU from torch's allocator; else the process's, from Linux's `VmHWM`, which writing 5 to `clear_refs`
     resets.
@@ -205,17 +205,17 @@ class MemoryGauge:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.start()
-        self.at_rest = self._peak()
 
     def start(self) -> None:
+        self.known = True
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        try:
-            (PROC / "clear_refs").write_text("5")
-            self.known = True
-        except OSError:  # no Linux, or a container that forbids it
-            self.known = False
+        else:
+            try:
+                (PROC / "clear_refs").write_text("5")
+            except OSError:  # no Linux, or a container that forbids it
+                self.known = False
+        self.at_rest = self._peak()
 
     def peak_mb(self) -> float | None:
         peak = self._peak()
