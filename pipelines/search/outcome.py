@@ -7,31 +7,34 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from ray.tune import Result
 
 from pipelines import reporting, shards, storage
 from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.redaction import redact_tree
 from pipelines.reporting import Report, Row
 from pipelines.search import plotting
 from pipelines.search.space import Dimension, Values
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.tracking import RunWriter
+from pipelines.training.stream import Stream
 
 BEST, CONFIG, PLOTS = "best.toml", "config.json", "plots"
 # Settings that a rerun may change, because the trials' results do not depend on them.
-FREE_SETTINGS = ("output", "concurrent", "then_distill")
+# Ray Tune keeps the number of trials at a time that a sweep began with, so that is none of them.
+FREE_SETTINGS = ("output", "then_distill")
 FREE_DISTILL_SETTINGS = ("output", "compute", "tracking")
 
 
-def record(config: TuneConfig) -> None:
-    """Writes the settings of a new sweep; refuses to go on with one that was started with others."""
-    settings = json.loads(json.dumps(asdict(config)))
+def record(config: TuneConfig, stream: Stream) -> None:
+    """Writes the settings of a new sweep and what its records are made of; refuses to go on with one of others."""
+    settings = redact_tree(json.loads(json.dumps(asdict(config))))
     settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
     for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
         settings.pop(name)
+    settings["records"] = [stage.key for stage in stream.stages]
     url = storage.join(config.output, CONFIG)
     if storage.exists(url):
         shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the sweep at {config.output}")
@@ -61,12 +64,12 @@ def row_of(sweep: Sweep, result: Result) -> Row:
 
 
 def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
-    """Writes plots, report.json and, last, best.toml, whose presence says that the sweep is done.
+    """Writes plots and report.json, and sends them to the sweep's run.
 
     Raises:
         ValueError: if no trial reached the end.
     """
-    config, dimensions = sweep.config, sweep.dimensions
+    config = sweep.config
     rows = table(sweep, results)
     if not rows or rows[0]["outcome"] != "finished":
         raise ValueError(
@@ -82,9 +85,7 @@ def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
     for name, data in plots.items():
         storage.write_bytes(storage.join(config.output, PLOTS, name), data)
     reporting.save(report)
-    best = to_toml(sweep.full_config(best_values(rows, dimensions))).encode()
-    storage.write_bytes(storage.join(config.output, BEST), best)
-    log_results(sweep, writer, rows, plots, best)
+    log_results(sweep, writer, rows, plots)
     return replace(report, rows=shown(rows, config.metric))
 
 
@@ -95,8 +96,22 @@ def shown(rows: Sequence[Row], metric: str) -> list[Row]:
     return [{name.rpartition(".")[2]: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
-def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes], best: bytes) -> None:
+def write_best(sweep: Sweep) -> None:
+    """Writes best.toml, whose presence says that the sweep has ended, and its run knows of it."""
+    rows = saved_rows(sweep.config.output)
+    best = to_toml(sweep.full_config(best_values(rows, sweep.dimensions)))
+    storage.write_bytes(storage.join(sweep.config.output, BEST), best.encode())
+
+
+def is_done(output: str) -> bool:
+    """Whether a sweep has ended with no failed trial left to be tried again."""
+    ended = storage.exists(storage.join(output, BEST))
+    return ended and not any(row["outcome"] == "failed" for row in saved_rows(output))
+
+
+def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes]) -> None:
     """Sends the sweep's files and best figures to its run."""
+    best = to_toml(sweep.full_config(best_values(rows, sweep.dimensions)), redacted=True).encode()
     files = {**plots, BEST: best, "trials.json": json.dumps([dict(row) for row in rows], indent=1).encode()}
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
@@ -136,19 +151,12 @@ def saved_rows(output: str) -> list[Row]:
     return rows
 
 
-def to_toml(config: DistillConfig) -> str:
-    """A distillation as the TOML file that `jobs/distill.py --config` takes."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: plain(part) for name, part in value.items()}
-        # Sequences are given as on the command line: 16,8,4.
-        return ",".join(str(part) for part in value) if isinstance(value, (list, tuple)) else value
-
-    settings = plain(asdict(config))
-    # Tracking belongs to whoever runs it, and its URI may hold a password.
-    del settings["tracking"]
-    return tomli_w.dumps(settings)
+def to_toml(config: DistillConfig, *, redacted: bool = False) -> str:
+    """A distillation as the TOML file that `jobs/distill.py --config` takes; redacted, without credentials of URLs."""
+    settings = json.loads(json.dumps(asdict(config)))
+    # Tracking belongs to whoever runs it, and its URI may hold a password; a GPU to the machine that it runs on.
+    del settings["tracking"], settings["compute"]["gpu"]
+    return tomli_w.dumps(redact_tree(settings) if redacted else settings)
 
 
 def best_values(rows: Sequence[Row], dimensions: Sequence[Dimension]) -> Values:

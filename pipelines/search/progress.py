@@ -1,7 +1,6 @@
 """What a sweep says while it runs: lines on the terminal, and the state of the trials' MLflow runs."""
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +36,6 @@ class Watch:
     writer: RunWriter
     started: float = field(default_factory=time.monotonic)
     ended_here: int = 0
-    best: float = float("-inf")
-    numbers: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.endings = Outbox[Ending]("ends of trials", self._end, capacity=ENDINGS_KEPT)
@@ -48,12 +45,9 @@ class Watch:
         for ending in batch:
             tracking.end_run(ending.run, ending.status, ending.tags)
 
-    def number(self, trial: Any) -> int:
-        return self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
-
-    def heard(self, trial: Any, result: dict[str, Any]) -> None:
+    def heard(self, trial: Any, trials: Sequence[Any], result: dict[str, Any]) -> None:
         """A trial has looked at the validation images."""
-        where = f"trial {self.number(trial)}/{self.sweep.num_trials} ({trial.trial_id})"
+        where = f"trial {number(trial, trials)}/{self.sweep.num_trials} ({trial.trial_id})"
         print(
             f"{where} step {result[STEP]}/{self.sweep.num_steps}: {self.sweep.config.metric} "
             f"{format_value(float(result[OBJECTIVE]))}",
@@ -66,16 +60,20 @@ class Watch:
         result = trial.last_result or {}
         outcome = self.end_run(trial.trial_id, trial.config, result, failed=failed)
         done = sum(other.is_finished() for other in trials if other is not trial) + 1
-        if outcome == "finished":
-            self.best = max(self.best, result[OBJECTIVE])
-            self.writer.metrics({"sweep/objective": result[OBJECTIVE], "sweep/best": self.best}, step=done)
-        best = self.best if math.isfinite(self.best) else None
+        finished = [other.last_result or {} for other in trials if other is trial or other.is_finished()]
+        best = max((last[OBJECTIVE] for last in finished if self.is_complete(last)), default=None)
+        if outcome == "finished" and best is not None:
+            self.writer.metrics({"sweep/objective": result[OBJECTIVE], "sweep/best": best}, step=done)
         left = (time.monotonic() - self.started) / self.ended_here * (self.sweep.num_trials - done)
         print(
-            f"trial {self.number(trial)} {outcome}; {done}/{self.sweep.num_trials} done, "
+            f"trial {number(trial, trials)} {outcome}; {done}/{self.sweep.num_trials} done, "
             f"best {self.sweep.config.metric} {format_value(best)}, about {left / 60:.0f} min left",
             flush=True,
         )
+
+    def is_complete(self, result: Mapping[str, Any]) -> bool:
+        """Whether the last thing that a trial reported is its last step."""
+        return bool(result.get(STEP, 0) >= self.sweep.num_steps)
 
     def settle(self, result: Result) -> None:
         """Makes sure that a trial's run is ended, also where an earlier process was killed before it said so."""
@@ -83,12 +81,16 @@ class Watch:
         self.end_run(trial_id, result.config or {}, result.metrics or {}, failed=result.error is not None)
 
     def end_run(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any], *, failed: bool) -> Outcome:
-        complete = result.get(STEP, 0) >= self.sweep.num_steps
-        outcome: Outcome = "failed" if failed else "finished" if complete else "stopped"
+        outcome: Outcome = "failed" if failed else "finished" if self.is_complete(result) else "stopped"
         run = self.sweep.trial_run(trial_id, values, self.parent)
         tags = {"reddit.outcome": outcome, "reddit.steps": str(result.get(STEP, 0))}
         self.endings.put([Ending(run, "FAILED" if failed else "FINISHED", tags)])
         return outcome
+
+
+def number(trial: Any, trials: Sequence[Any]) -> int:
+    """A trial's number in the order in which they were begun, also by earlier processes."""
+    return [other.trial_id for other in trials].index(trial.trial_id) + 1
 
 
 _watch: Watch | None = None
@@ -126,7 +128,7 @@ class SweepProgress(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if _watch is not None:
-            _watch.heard(trial, result)
+            _watch.heard(trial, trials, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         if _watch is not None:

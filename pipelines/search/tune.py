@@ -24,7 +24,6 @@ from pipelines.cluster import use_gpu
 from pipelines.config.jobs import TuneConfig
 from pipelines.reporting import Report
 from pipelines.search import outcome, progress
-from pipelines.search.outcome import BEST
 from pipelines.search.progress import SweepProgress, watching
 from pipelines.search.space import Dimension, Values
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
@@ -214,15 +213,18 @@ def tune(config: TuneConfig) -> Report:
     config = with_device(config)
     sweep = Sweep(config)
     stream = check(sweep)
-    outcome.record(config)
-    base, done = config.distill, storage.exists(storage.join(config.output, BEST))
+    outcome.record(config, stream)
+    base, done = config.distill, outcome.is_done(config.output)
     inputs = registry.inputs_of(base, stream)
     ended = done and not config.then_distill
     with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = outcome.saved(config.output) if done else search(sweep, run)
         if done:
             progress.settle(sweep, run, outcome.saved_rows(config.output))
-        if config.then_distill:
+        if config.then_distill and not outcome.is_done(config.output):
+            held = "not yet: trials failed; run the same command again, or jobs/distill.py --config best.toml"
+            report = replace(report, facts={**report.facts, "then_distill": held})
+        elif config.then_distill:
             rows = outcome.saved_rows(config.output)
             best = sweep.full_config(outcome.best_values(rows, sweep.dimensions))
             distilled = distillation.distill(best, parent=run)
@@ -249,7 +251,9 @@ def search(sweep: Sweep, run: RunHandle) -> Report:
         results = [grid[index] for index in range(len(grid))]
         for result in results:
             watch.settle(result)
-        return outcome.write(sweep, results, writer)
+        report = outcome.write(sweep, results, writer)
+    outcome.write_best(sweep)
+    return report
 
 
 def plan_tune(config: TuneConfig) -> Report:

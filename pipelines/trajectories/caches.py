@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipelines import shards, storage
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import SegmentConfig
+from pipelines.pairs.ingest import split_shards
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.records import (
     Batch,
@@ -17,6 +18,7 @@ from pipelines.trajectories.records import (
     columns_of,
     load_records,
     record_noise,
+    shards_hash,
 )
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import UNetFile
@@ -36,6 +38,8 @@ def find_cache(config: DistillConfig, stage: int, teacher: UNetFile, teacher_sha
         "norm_groups": teacher.unet.config.norm_groups,
         "segment": asdict(config.segment),
     }
+    if config.pairs:  # else other pairs might be judged on, and some of them trained on
+        wanted["pairs_shards"] = shards_hash(split_shards(shards.read_manifest(config.pairs, "pairs"), "train"))
     # Not all files below the root: of a large cache there are millions.
     folders = [storage.join(root, name) for name in storage.list_folders(root) if name.startswith(f"{stage}-")]
     candidates = [url for url in folders if storage.exists(storage.join(url, shards.MANIFEST))]

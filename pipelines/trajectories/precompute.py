@@ -151,7 +151,8 @@ def precompute(config: PrecomputeConfig) -> Report:
     plans, schedule = plan_stages(config)
     if config.verify:
         return verify_caches(plans)
-    tasks = [task for plan in plans for task in plan.missing]
+    # The stages of a shard of records follow each other, since they decode the same pairs.
+    tasks = sorted((task for plan in plans for task in plan.missing), key=lambda task: task.shard.name)
     started = time.perf_counter()
     if tasks:
         storage.check_writable(config.output)
@@ -237,16 +238,21 @@ def finish_stage(plan: StagePlan) -> reporting.Row:
 
 
 def verify_caches(plans: list[StagePlan]) -> Report:
-    """Re-checks every checksum; damage is a ValueError that names the shards."""
+    """Re-checks every checksum; damage, or what is not there at all, is a ValueError that names it."""
     rows = []
     for plan in plans:
+        if plan.missing:
+            raise ValueError(
+                f"{plan.url} lacks {len(plan.missing)} of {len(plan.record_shards)} shards; run precompute with the "
+                "same settings and without --verify to make them, or give the settings it was made with"
+            )
         damaged = shards.verify(plan.url, plan.done.values())
         if damaged:
             raise ValueError(
                 f"{plan.url} has {len(damaged)} damaged shards ({', '.join(damaged[:5])}); "
                 "delete their .json files and run precompute again"
             )
-        rows.append({"stage": plan.stage, "shards": len(plan.done), "missing": len(plan.missing), "damaged": 0})
+        rows.append({"stage": plan.stage, "shards": len(plan.done), "damaged": 0})
     return Report(title="Checksums", rows=rows)
 
 

@@ -164,15 +164,24 @@ def test_a_cache_holds_every_record_once_in_the_stated_size(made: Made) -> None:
 
 @pytest.mark.slow
 def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
-    two = replace(made.cache, output=str(made.root / "cache-two"), compute=ComputeConfig(workers=2, threads=1))
-    precompute(two)
+    several = {
+        workers: replace(
+            made.cache,
+            output=str(made.root / f"cache-{workers}"),
+            compute=ComputeConfig(workers=workers, cpus_per_worker=0.5, threads=1),
+        )
+        for workers in (2, 3)
+    }
+    for config in several.values():
+        precompute(config)
     killed = made.root / "cache-killed"
     flags = f"""--pairs {made.pairs} --teacher {made.weights} --output {killed} --stages 4,2 --segment.crop 16
         --segment.crops 3 --records-per-shard 5 --batch-size 2 --compute.threads 1""".split()
     kill_when(run_job("precompute", *flags), lambda: len(contents(str(killed))) >= 2)
     report = precompute(replace(made.cache, output=str(killed)))
     assert report.facts["state"].startswith("computed")
-    assert contents(str(killed)) == contents(two.output) == contents(made.cache.output)
+    of_one = contents(made.cache.output)
+    assert all(contents(url) == of_one for url in (str(killed), *(config.output for config in several.values())))
 
 
 def test_precompute_says_when_there_is_nothing_to_do_and_finds_a_flipped_byte(made: Made) -> None:
@@ -183,6 +192,9 @@ def test_precompute_says_when_there_is_nothing_to_do_and_finds_a_flipped_byte(ma
     shard.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
     try:
         with pytest.raises(ValueError, match=shard.stem):
+            precompute(replace(made.cache, verify=True))
+        shard.unlink()
+        with pytest.raises(ValueError, match="lacks 1 of"):
             precompute(replace(made.cache, verify=True))
     finally:
         shard.write_bytes(data)

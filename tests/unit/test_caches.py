@@ -37,6 +37,20 @@ def find(root: Path, teacher: UNetFile = TEACHER) -> str:
     return find_cache(config, 4, teacher, "abc")[0]
 
 
+def test_a_cache_of_other_pairs_is_refused(tmp_path: Path) -> None:
+    """Else they would be judged on scenes that were trained on."""
+    fitting = write_cache(tmp_path / "cache")
+    config = DistillConfig(
+        cache=str(tmp_path / "cache"), teacher="t", output="o", segment=SEGMENT, pairs=str(tmp_path / "pairs")
+    )
+    shards.write_manifest(config.pairs, PAIRS)
+    assert find_cache(config, 4, TEACHER, "abc")[0] == fitting
+    others = tuple(replace(entry, sha256="other") for entry in PAIRS.shards)
+    shards.write_manifest(config.pairs, replace(PAIRS, shards=others))
+    with pytest.raises(ValueError, match="pairs_shards is"):
+        find_cache(config, 4, TEACHER, "abc")
+
+
 def test_the_cache_that_fits_is_found_among_others(tmp_path: Path) -> None:
     write_cache(tmp_path, split="validation")
     write_cache(tmp_path, teacher_sha256="xyz")

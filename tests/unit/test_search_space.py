@@ -7,8 +7,9 @@ import pytest
 
 from jobs.cli import Job, Sources, parse
 from pipelines.config.jobs import DistillConfig, TuneConfig
-from pipelines.config.parts import OptimConfig
-from pipelines.search.outcome import to_toml
+from pipelines.config.parts import ComputeConfig, OptimConfig
+from pipelines.reporting import Report, save
+from pipelines.search.outcome import BEST, is_done, to_toml
 from pipelines.search.space import (
     Dimension,
     default_space,
@@ -158,8 +159,20 @@ def test_the_best_configuration_is_a_config_file_of_distill(tmp_path) -> None:
     config = with_values(
         BASE, {"refine_weight": 0.123, "loss": LossWeights(pixel=0.5), "optim.grad_clip": float("inf")}
     )
+    config = replace(config, compute=ComputeConfig(workers=(1, 8)))
     path = tmp_path / "best.toml"
-    path.write_text(to_toml(config))
+    # A sweep decides about the GPU once for all trials, but not for whoever uses its result.
+    path.write_text(to_toml(replace(config, compute=replace(config.compute, gpu="no"))))
     assert "tracking" not in tomllib.loads(path.read_text())
     job = Job("distill", DistillConfig, plan_distill, distill)
     assert parse(job, Sources(config=str(path)), []) == config
+
+
+def test_a_sweep_with_failed_trials_is_not_done(tmp_path) -> None:
+    assert not is_done(str(tmp_path))
+    (tmp_path / BEST).touch()
+    rows = [{"trial": "a", "outcome": "finished"}, {"trial": "b", "outcome": "failed"}]
+    save(Report(title="Trials", rows=rows, facts={}, url=str(tmp_path)))
+    assert not is_done(str(tmp_path))
+    save(Report(title="Trials", rows=[*rows[:1], {"trial": "b", "outcome": "stopped"}], facts={}, url=str(tmp_path)))
+    assert is_done(str(tmp_path))

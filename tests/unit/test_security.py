@@ -11,10 +11,11 @@ import pytest
 
 from jobs.cli import fail
 from pipelines import storage
-from pipelines.config.jobs import DistillConfig, IngestConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import list_source
 from pipelines.pairs.layouts import list_pairs
+from pipelines.search import outcome
 from pipelines.training import runs
 from pipelines.training.stream import Stream
 
@@ -75,11 +76,15 @@ def test_no_credential_of_a_url_is_recorded(tmp_path: Path) -> None:
     pairs, lpips = "https://user:hush@host/pairs", "https://host/vgg.pth?X-Amz-Signature=hush"
     config = DistillConfig(cache="c", teacher="t", output=str(tmp_path), pairs=pairs, lpips=lpips)
     stream = Stream(stages=(), steps=1, batch_size=1, row_bytes=1)
-    runs.record_config(str(tmp_path), config, stream)
+    runs.record_config(str(tmp_path / "run"), config, stream)
+    outcome.record(TuneConfig(distill=config, output=str(tmp_path / "sweep")), stream)
     # A new signature goes on.
-    runs.record_config(str(tmp_path), replace(config, lpips=lpips.replace("hush", "new")), stream)
-    (record,) = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert "hush" not in record and "vgg.pth" in record
+    renewed = replace(config, lpips=lpips.replace("hush", "new"))
+    runs.record_config(str(tmp_path / "run"), renewed, stream)
+    outcome.record(TuneConfig(distill=renewed, output=str(tmp_path / "sweep")), stream)
+    records = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(records) == 2 and all("hush" not in record and "vgg.pth" in record for record in records)
+    assert "hush" not in outcome.to_toml(config, redacted=True)
     assert "hush" not in json.dumps(runs.facts_of(config))
 
 
