@@ -1,9 +1,10 @@
-"""Peak memory of `ingest` and `precompute` at 1, 4 and 16 times as many images, and bytes per trajectory record.
+"""Peak memory of `ingest` and `precompute` at 1, 4 and 16 times as many images, and bytes per trajectory record; and of
+`enhance` for one photograph of 3, 12 and 50 megapixels, in tiles of 1024 x 1024.
 
 Each job runs as a process of its own with a Ray of its own. Memory is the sum of the proportional set sizes of the job
 and all of Ray's processes (so what they share, the object store above all, counts once), read five times a second.
 
-    python tests/benchmarks/bench_memory.py [--pairs 64] [--jobs ingest precompute]
+    python tests/benchmarks/bench_memory.py [--pairs 64] [--jobs ingest precompute enhance]
 """
 
 import itertools
@@ -31,6 +32,7 @@ from reddit_core.weights import UNetFile
 
 ROOT = Path(__file__).parents[2]
 SCALES = (1, 4, 16)
+SIZES = ((2048, 1536), (4096, 3072), (8192, 6144))
 SHARDS = 8
 """Shards at the smallest scale: enough to keep every worker busy there too. They have the same size at all scales."""
 FLAT = 1.1
@@ -49,7 +51,7 @@ class Settings:
     """Pairs at the smallest scale, each of 480 x 320 pixels."""
     crop: int = 64
     """Side of the crops of precompute, four to a pair."""
-    jobs: tuple[Literal["ingest", "precompute"], ...] = ("ingest", "precompute")
+    jobs: tuple[Literal["ingest", "precompute", "enhance"], ...] = ("ingest", "precompute", "enhance")
     """The jobs that are measured."""
 
 
@@ -143,14 +145,33 @@ def measure(settings: Settings, folder: Path, scale: int) -> dict[str, Peak]:
     return peaks
 
 
+def measure_enhance(folder: Path) -> None:
+    """The peak for one photograph of each size, and what a further megapixel takes."""
+    import skimage.data  # noqa: PLC0415 - slow to import
+
+    peaks: list[Peak] = []
+    for width, height in SIZES:
+        source = folder / f"photograph{width}"
+        source.mkdir()
+        Image.fromarray(skimage.data.chelsea() // 6).resize((width, height)).save(source / "chelsea.jpg")
+        flags = f"--source {source} --output {folder}/enhanced{width} --weights {folder}/teacher.safetensors --steps 2"
+        peak, seconds = run("enhance", *flags.split(), "--compute.threads", "1")
+        peaks.append(peak)
+        more = (peak.mib - peaks[0].mib) / ((width * height - SIZES[0][0] * SIZES[0][1]) / 1e6 or 1)
+        print(f"enhance {width} x {height}: {peak}  {seconds:6.1f} s; {more:.1f} MiB a further megapixel", flush=True)
+
+
 def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
         teacher = UNetFile(unet=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"})
         save_unet(str(folder / "teacher.safetensors"), teacher)
-        peaks = {scale: measure(settings, folder, scale) for scale in SCALES}
-    for job, (small, large) in itertools.product(settings.jobs, [(SCALES[0], scale) for scale in SCALES[1:]]):
+        if "enhance" in settings.jobs:
+            measure_enhance(folder)
+        jobs = [job for job in ("ingest", "precompute") if job in settings.jobs]
+        peaks = {scale: measure(settings, folder, scale) for scale in SCALES} if jobs else {}
+    for job, (small, large) in itertools.product(jobs, [(SCALES[0], scale) for scale in SCALES[1:]]):
         ratio = peaks[large][job].mib / peaks[small][job].mib
         print(f"{job}: peak at {large}x / {small}x: {ratio:.3f} ({'flat' if ratio <= FLAT else 'it grows'})")
 

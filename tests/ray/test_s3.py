@@ -11,6 +11,9 @@ import torch
 
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.config.use import EnhanceConfig, EvaluateConfig
+from pipelines.enhancement.enhance import enhance
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
 from pipelines.training.teacher import train_teacher
@@ -115,6 +118,31 @@ def test_students_are_distilled_from_bucket_to_bucket_and_the_secret_stays_out(
     assert (tmp_path / "mlflow.db").exists()
     check_secret(bucket, tmp_path)
     assert bucket.secret not in "".join(capfd.readouterr())
+
+
+def test_a_bucket_is_enhanced_and_judged_into_a_bucket(bucket) -> None:
+    photographs = bucket.objects("LOLv1/our485/low/")
+    config = EnhanceConfig(
+        source=f"{URL}/LOLv1/our485/low",
+        output=f"{URL}/enhanced",
+        weights=PRECOMPUTE.teacher,
+        steps=1,
+        compute=ONE_THREAD,
+    )
+    enhance(config)
+    enhanced = bucket.objects("enhanced/")
+    assert set(photographs) | {"enhance.json", "report.json"} == set(enhanced)
+    assert enhance(config).title.startswith("Already done")
+    assert dataset(bucket, "enhanced/") == {name: enhanced[name] for name in enhanced if name != "report.json"}
+    judged = EvaluateConfig(
+        pairs=INGEST.output,
+        output=f"{URL}/judged",
+        weights=(f"teacher:1={PRECOMPUTE.teacher}",),
+        compute=ONE_THREAD,
+        tracking=TrackingConfig(enabled=False),
+    )
+    evaluate(judged)
+    assert {"report.json", "report.html", "images.csv", "before_after.png"} <= set(bucket.objects("judged/"))
 
 
 def test_throttling_and_broken_connections_are_waited_out_and_lose_nothing(
