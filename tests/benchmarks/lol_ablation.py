@@ -1,22 +1,24 @@
 """What helps a student: refinement, reflectance, noise levels and prediction, at 8, 4, 2, 1 steps over several seeds.
 
-    python tests/benchmarks/lol_ablation.py --pairs URL --teachers v=URL eps=URL --caches URL --output URL [--steps 150]
+    python tests/benchmarks/lol_ablation.py --pairs URL --teachers v=URL eps=URL --caches URL --output URL
 
-Every student starts from its teacher and is taught by it. What is there already is not made again. The figures are
-those of the validation split's centre crops, as the runs themselves measure them at the end of each stage. The
-students lie where `jobs/experiments.py --output OUTPUT/NAME` looks for them.
+Every student starts from its teacher, is taught by it, and takes the settings of `distill --preset lol-cpu`; any flag
+of `distill` beside those below changes them. What is there already is not made again. The figures are those of the
+validation split's centre crops, as the runs themselves measure them at the end of each stage. The students lie where
+`lol_cpu.sh` leaves them, and `jobs/experiments.py --output OUTPUT/NAME` looks for them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import tyro
 
+from jobs.cli import Sources, parse
+from jobs.distill import JOB
 from pipelines import reporting, storage
 from pipelines.cluster import start_ray
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.config.presets import CPU_PRECISION
 from pipelines.evaluation.experiments import over_seeds
 from pipelines.reporting import Report, Row
 from pipelines.training.distillation import distill
@@ -26,7 +28,7 @@ from reddit_core.retinex import ReflectanceConfig
 
 @dataclass(frozen=True)
 class Settings:
-    """What is distilled and how long."""
+    """What is compared."""
 
     pairs: str
     """URL of the pair dataset."""
@@ -38,28 +40,8 @@ class Settings:
     """URL of students and report.json."""
     variants: tuple[Literal["refined", "unrefined", "released-reflectance", "node-levels"], ...] = ()
     """Only these variants; empty takes all."""
-    stages: tuple[int, ...] = (16, 8, 4, 2)
-    """Teacher steps of each stage."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the students."""
-    steps: int = 150
-    """Optimizer steps of each stage."""
-    batch_size: int = 8
-    """Samples of a step."""
-    crop: int = 80
-    """Side of the training crops in pixels."""
-    crops: int = 8
-    """Crops of each pair."""
-    min_scale: float = 0.25
-    """Smallest scale of the images that crops are cut from."""
-    refine_weight: float = 0.02
-    """w of the students that are refined."""
-    validation_crop: int = 192
-    """Side of the centre crops that students are judged on; 0 takes whole images."""
-    validation_images: int = 19
-    """How many images they are judged on."""
-    threads: int = 1
-    """Torch CPU threads."""
 
 
 def variants(base: DistillConfig) -> dict[str, DistillConfig]:
@@ -72,32 +54,16 @@ def variants(base: DistillConfig) -> dict[str, DistillConfig]:
     }
 
 
-def base_config(settings: Settings, name: str, teacher: str) -> DistillConfig:
-    return DistillConfig(
-        pairs=settings.pairs,
-        teacher=teacher,
-        cache=storage.join(settings.caches, f"cache-{name}"),
-        output=settings.output,
-        stages=settings.stages,
-        refine_weight=settings.refine_weight,
-        segment=SegmentConfig(crop=settings.crop, crops=settings.crops, min_scale=settings.min_scale),
-        optim=OptimConfig(
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=2e-4,
-            warmup_steps=20,
-            ema_decay=0.98,
-            precision=CPU_PRECISION,
-        ),
-        compute=ComputeConfig(threads=settings.threads),
-        checkpoint=CheckpointConfig(
-            every=settings.steps,
-            validate_every=settings.steps,
-            validation_images=settings.validation_images,
-            validation_crop=settings.validation_crop,
-        ),
-        tracking=TrackingConfig(enabled=False),
-    )
+def base_config(settings: Settings, name: str, teacher: str, flags: Sequence[str]) -> DistillConfig:
+    places = {
+        "pairs": settings.pairs,
+        "teacher": teacher,
+        "cache": storage.join(settings.caches, f"cache-{name}"),
+        "output": settings.output,
+    }
+    words = [word for flag, url in places.items() for word in (f"--{flag}", url)]
+    words += ["--stages", "16,8,4,2", "--compute.threads", "1", "--tracking.no-enabled"]
+    return parse(JOB, Sources(preset="lol-cpu"), [*words, *flags])
 
 
 def compute_cache(config: DistillConfig) -> None:
@@ -114,22 +80,19 @@ def compute_cache(config: DistillConfig) -> None:
     )
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings, flags: Sequence[str]) -> None:
     start_ray()
     rows: list[Row] = []
     for teacher in settings.teachers:
         name, _, url = teacher.partition("=")
-        for variant, config in variants(base_config(settings, name, url)).items():
+        for variant, config in variants(base_config(settings, name, url, flags)).items():
             if settings.variants and variant not in settings.variants:
                 continue
             compute_cache(config)
             for seed in settings.seeds:
                 student = f"{variant}-seed-{seed}"
-                output, optim = (
-                    storage.join(settings.output, name, "students", student),
-                    replace(config.optim, seed=seed),
-                )
-                distilled = distill(replace(config, output=output, optim=optim))
+                output = storage.join(settings.output, name, "students", student)
+                distilled = distill(replace(config, output=output, optim=replace(config.optim, seed=seed)))
                 rows += [{"pairs": "validation", "method": f"{name}-{student}", **row} for row in distilled.rows]
             reporting.show(Report(title="Students so far", rows=over_seeds(rows)))
     facts = {"seeds": list(settings.seeds)}
@@ -137,4 +100,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(*tyro.cli(Settings, return_unknown_args=True))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from pipelines.config.presets import LOL_CPU_UNET, PAPER_UNET
+from pipelines.config.presets import PAPER_UNET, SMALL_UNET
 from pipelines.reporting import Report, Row, show
 from reddit_core.unet import UNet, UNetConfig
 
@@ -47,7 +47,8 @@ def pick_device(name: DeviceName, threads: int) -> torch.device:
 def size_for(device: torch.device, crop: int = 0, batch: int = 0) -> Size:
     """The released network on 96 x 96 crops for a GPU, one of 1.4 M parameters on 64 x 64 for a CPU; 0 takes these."""
     on_gpu = device.type == "cuda"
-    settings = {name.removeprefix("unet."): value for name, value in (PAPER_UNET if on_gpu else LOL_CPU_UNET).items()}
+    on_cpu = {**SMALL_UNET, "unet.base_channels": 32}
+    settings = {name.removeprefix("unet."): value for name, value in (PAPER_UNET if on_gpu else on_cpu).items()}
     return Size(UNetConfig(**settings), crop or (96 if on_gpu else 64), batch or (64 if on_gpu else 8))
 
 
