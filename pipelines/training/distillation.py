@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -69,7 +69,10 @@ class DistillObjective:
         self.teacher = self.stage_teacher(stage, device)
         if self.lpips:
             self.lpips.to(device)
-        return start.unet.to(device)
+        # The teacher makes its targets without dropout, which would only blur what the student has to meet.
+        student = UNet(replace(start.unet.config, dropout=0.0))
+        student.load_state_dict(start.unet.state_dict())
+        return student.to(device)
 
     def stage_teacher(self, stage: int, device: torch.device) -> UNet | None:
         """The original teacher; when progressive, the previous stage's student; none where it has run before."""

@@ -1,5 +1,6 @@
 """The worker loop by itself: sharing a batch out, and skipping what is not finite."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipelines.training.loop import Batch, Loop, Worker, check_workers
 from pipelines.training.stream import PADDING, positions_of, share_of
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, use_channels_last
+from reddit_core.unet import UNet, UNetConfig, use_channels_last
 from reddit_core.weights import UNetFile
 
 BATCH_SIZE = 8
@@ -149,3 +150,15 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
         whole.step(batch)
         resumed.step(batch)
     assert not changed(resumed.state, whole.state.unet.state_dict())
+
+
+def test_a_student_has_no_dropout_whatever_its_teacher_had(tmp_path: Path) -> None:
+    config = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4, dropout=0.5)
+    teacher = UNetFile(unet=UNet(config), schedule=NoiseSchedule(), facts={})
+    url = str(tmp_path / "teacher.safetensors")
+    save_unet(url, teacher)
+    objective = DistillObjective(DistillConfig(cache="c", teacher=url, output="o"), None)
+    student = objective.begin(0, torch.device("cpu")).train()
+    z, level = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
+    torch.testing.assert_close(student(z, z, level), teacher.unet.eval()(z, z, level))
+    assert student.config == replace(config, dropout=0.0)
