@@ -70,11 +70,9 @@ def find_work(config: EnhanceConfig) -> Work:
     if storage.exists(url):
         shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"what was enhanced at {config.output}")
     present = set(storage.list_files(config.output))
-    if present.intersection(names) and SETTINGS not in present:
-        raise ValueError(
-            f"{config.output} holds files that results would be named like, such as "
-            f"{min(present.intersection(names))}, and no job made them; give another folder"
-        )
+    taken = min(present.intersection(names), default="")
+    if taken and SETTINGS not in present:
+        raise ValueError(f"{config.output} holds a file {taken}, and no job made it; give another folder for results")
     missing = [name for name in names if not set(results_of(config, name)) <= present]
     return Work(root, names, missing, len(files) - len(names), steps, settings)
 
@@ -265,7 +263,6 @@ def summarize(
 def plan_enhance(config: EnhanceConfig) -> Report:
     """What would be enhanced, and about how long it would take on this machine; writes nothing."""
     work = find_work(config)
-    seconds = seconds_per_megapixel(config, work.steps)
     sizes = [megapixels_of(storage.join(work.root, name)) for name in work.missing[:MEASURED_FILES]]
     megapixels = float(np.mean(sizes)) * len(work.missing) if sizes else 0.0
     rows = [
@@ -275,7 +272,7 @@ def plan_enhance(config: EnhanceConfig) -> Report:
     facts = {
         "steps": work.steps,
         "megapixels, about": megapixels,
-        "minutes on one CPU worker, about": megapixels * seconds / 60,
+        "minutes on one CPU worker, about": megapixels * seconds_per_megapixel(config, work.steps) / 60,
         f"above {config.tile} x {config.tile} pixels": "tiled, which takes two to five times as long",
         "files that are no photographs": work.ignored,
     }

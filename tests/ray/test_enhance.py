@@ -214,7 +214,7 @@ def test_what_was_not_made_of_these_photographs_is_not_taken_for_done(
     output = tmp_path / "out"
     shutil.copytree(folder, output)
     config = EnhanceConfig(source=str(folder), output=str(output), weights=weights, compute=ONE_THREAD)
-    with pytest.raises(ValueError, match="and no job made them"):
+    with pytest.raises(ValueError, match="and no job made it"):
         enhance(config)
     shutil.rmtree(output)
     shutil.copytree(folder, tmp_path / "others")
