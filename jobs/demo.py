@@ -53,13 +53,10 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     student, many, few = found["student", 2], found["teacher", 16], found["teacher", 2]
     gain = student["psnr"] - max(many["psnr"], few["psnr"])
     way = (student["sharpness"] - few["sharpness"]) / (many["sharpness"] - few["sharpness"])
-    lines = [
-        f"Student at 2 steps: {gain:+.2f} dB raw PSNR beside the better of its teacher's rows (at least -{MAY_LOSE}: "
-        f"{'reached' if gain >= -MAY_LOSE else 'missed'}).",
-        f"Its sharpness has gone {way:.0%} of the way from the teacher's at 2 steps to that at 16 (most of it: "
-        f"{'reached' if way > 0.5 else 'missed'}).",
-    ]
-    return [f"{line} Missed because {REASON}." if "missed" in line else line for line in lines]
+    pixels = f"Student at 2 steps: {gain:+.2f} dB raw PSNR beside its teacher's better row (at least -{MAY_LOSE}"
+    detail = f"Its sharpness has gone {way:.0%} of the way from the teacher's at 2 steps to that at 16 (most of it"
+    aims = {pixels: gain >= -MAY_LOSE, detail: way > 0.5}
+    return [f"{aim}: {'reached).' if met else f'missed). Missed because {REASON}.'}" for aim, met in aims.items()]
 
 
 def judge(output: str) -> list[str]:

@@ -66,13 +66,12 @@ def find_work(config: EnhanceConfig) -> Work:
         "steps": steps,
         **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "norm_groups", "precision")},
     }
-    url = storage.join(config.output, SETTINGS)
-    if storage.exists(url):
-        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"what was enhanced at {config.output}")
     present = set(storage.list_files(config.output))
-    taken = min(present.intersection(names), default="")
-    if taken and SETTINGS not in present:
-        raise ValueError(f"{config.output} holds a file {taken}, and no job made it; give another folder for results")
+    if SETTINGS in present:
+        made = json.loads(storage.read_bytes(storage.join(config.output, SETTINGS)))
+        shards.refuse_mismatch(made, settings, f"what was enhanced at {config.output}")
+    elif taken := present.intersection(names):
+        raise ValueError(f"{config.output} holds a file {min(taken)}, and no job made it; give another folder")
     missing = [name for name in names if not set(results_of(config, name)) <= present]
     return Work(root, names, missing, len(files) - len(names), steps, settings)
 

@@ -7,8 +7,10 @@ the network's (at least two of them), so mirror the bottom and right edges out t
 
 import importlib.util
 import io
+import posixpath
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ def export(config: ExportConfig) -> Report:
     rows = list(check_parity(file, steps, onnx_bytes, pt2_bytes))
     storage.write_bytes(storage.join(config.output, ONNX), onnx_bytes)
     storage.write_bytes(storage.join(config.output, PT2), pt2_bytes)
-    storage.write_bytes(storage.join(config.output, CARD), card_of(file, steps))
+    storage.write_bytes(storage.join(config.output, CARD), card_of(config, file, steps))
     facts = {"steps": steps, "tolerance": TOLERANCE, "multiple of height and width": file.unet.config.size_multiple}
     report = Report(title=f"Exported: {config.output}", rows=rows, facts=facts, url=config.output)
     reporting.save(report)
@@ -168,29 +170,18 @@ def run_onnx(session: Any, low: NDArray[np.float32], noise: NDArray[np.float32])
     return result
 
 
-def card_of(file: UNetFile, steps: int) -> bytes:
-    """The student's card, made from what the weights say of themselves."""
-    facts, settings = file.facts, file.facts.get("config", {})
-    validation = facts.get("validation")
-    known = {
-        "teacher (SHA-256)": facts.get("teacher_sha256"),
-        "refine_weight": settings.get("refine_weight"),
-        "loss weights": settings.get("loss"),
-        "network": file.unet.config,
-        "schedule": file.schedule,
-    }
-    card = ModelCard(
-        steps=steps,
-        interface=(
-            "inputs: `low` in [-1, 1] (sRGB) and `noise` (standard normal), float32 [batch, 3, height, width]; output: "
-            f"the enhanced image in [-1, 1]; height and width must be multiples of {file.unet.config.size_multiple}"
-        ),
-        data=facts.get("pairs") or "not recorded",
-        licence=facts.get("licence", ""),
-        metrics=[{"split": "validation", "steps": facts.get("num_steps"), **validation}] if validation else [],
-        facts={name: value for name, value in known.items() if value is not None},
+def card_of(config: ExportConfig, file: UNetFile, steps: int) -> bytes:
+    """The card that lies beside the weights, else one made from what they say of themselves."""
+    beside = storage.join(posixpath.dirname(storage.resolve(config.weights)), CARD)
+    if storage.exists(beside):
+        return storage.read_bytes(beside)
+    interface = (
+        "inputs: `low` in [-1, 1] (sRGB) and `noise` (standard normal), float32 [batch, 3, height, width]; output: the "
+        f"enhanced image in [-1, 1]; height and width must be multiples of {file.unet.config.size_multiple}"
     )
-    return card.render().encode()
+    card = ModelCard.of_weights(file.facts, steps)
+    facts = {**card.facts, "network": file.unet.config, "schedule": file.schedule}
+    return replace(card, interface=interface, facts=facts).render().encode()
 
 
 def plan_export(config: ExportConfig) -> Report:

@@ -11,7 +11,7 @@ from pathlib import Path
 import tomli_w
 from ray.tune import Result
 
-from pipelines import reporting, shards, storage
+from pipelines import reporting, storage
 from pipelines.config.jobs import DistillConfig, TuneConfig
 from pipelines.redaction import redact_tree
 from pipelines.reporting import Report, Row
@@ -19,9 +19,10 @@ from pipelines.search import plotting
 from pipelines.search.space import Dimension, Values
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.tracking import RunWriter
+from pipelines.training import runs
 from pipelines.training.stream import Stream
 
-BEST, CONFIG, PLOTS = "best.toml", "config.json", "plots"
+BEST, PLOTS = "best.toml", "plots"
 # Settings that a rerun may change, because the trials' results do not depend on them.
 # Ray Tune keeps the number of trials at a time that a sweep began with, so that is none of them.
 FREE_SETTINGS = ("output", "then_distill")
@@ -34,13 +35,7 @@ def record(config: TuneConfig, stream: Stream) -> None:
     settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
     for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
         settings.pop(name)
-    settings["records"] = [stage.key for stage in stream.stages]
-    url = storage.join(config.output, CONFIG)
-    if storage.exists(url):
-        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the sweep at {config.output}")
-        return
-    storage.check_writable(config.output)
-    storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+    runs.record_settings(config.output, settings, stream, "sweep")
 
 
 def table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
@@ -105,8 +100,11 @@ def write_best(sweep: Sweep) -> None:
 
 def is_done(output: str) -> bool:
     """Whether a sweep has ended with no failed trial left to be tried again."""
-    ended = storage.exists(storage.join(output, BEST))
-    return ended and not any(row["outcome"] == "failed" for row in saved_rows(output))
+    return storage.exists(storage.join(output, BEST)) and not has_failed(saved_rows(output))
+
+
+def has_failed(rows: Sequence[Row]) -> bool:
+    return any(row["outcome"] == "failed" for row in rows)
 
 
 def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes]) -> None:

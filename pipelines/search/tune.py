@@ -219,13 +219,13 @@ def tune(config: TuneConfig) -> Report:
     ended = done and not config.then_distill
     with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = outcome.saved(config.output) if done else search(sweep, run)
+        rows = outcome.saved_rows(config.output)
         if done:
-            progress.settle(sweep, run, outcome.saved_rows(config.output))
-        if config.then_distill and not outcome.is_done(config.output):
+            progress.settle(sweep, run, rows)
+        if config.then_distill and outcome.has_failed(rows):
             held = "not yet: trials failed; run the same command again, or jobs/distill.py --config best.toml"
             report = replace(report, facts={**report.facts, "then_distill": held})
         elif config.then_distill:
-            rows = outcome.saved_rows(config.output)
             best = sweep.full_config(outcome.best_values(rows, sweep.dimensions))
             distilled = distillation.distill(best, parent=run)
             report = replace(report, facts={**report.facts, "then_distill": distilled.title})

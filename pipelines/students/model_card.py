@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from pipelines.reporting import format_value
 
@@ -26,6 +26,26 @@ class ModelCard:
     licence: str = ""
     metrics: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_weights(cls, facts: Mapping[str, Any], steps: int) -> Self:
+        """The card that weights have in them, by the facts that a distillation saves."""
+        settings, validation = facts.get("config", {}), facts.get("validation")
+        loss = settings.get("loss", {})
+        known = {
+            "teacher (SHA-256)": facts.get("teacher_sha256"),
+            "refine_weight": settings.get("refine_weight"),
+            "loss weights": ", ".join(f"{name} {loss[name]:g}" for name in ("pixel", "perceptual") if name in loss),
+            "optimizer steps per stage": settings.get("optim", {}).get("steps"),
+        }
+        pairs_key, judged_at = facts.get("pairs_key"), facts.get("num_steps", steps)
+        return cls(
+            steps=steps,
+            data=facts.get("pairs") or (f"pair dataset {pairs_key}" if pairs_key else "not recorded"),
+            licence=facts.get("licence", ""),
+            metrics=[{"split": "validation", "steps": judged_at, **validation}] if validation else [],
+            facts={name: value for name, value in known.items() if value not in (None, "")},
+        )
 
     def render(self) -> str:
         """The card as Markdown."""

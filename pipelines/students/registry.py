@@ -33,7 +33,7 @@ def inputs_of(config: DistillConfig, stream: Stream) -> Sequence[InputData]:
     return inputs
 
 
-def register(run: RunHandle, config: DistillConfig, url: str, teacher_sha256: str) -> str:
+def register(run: RunHandle, config: DistillConfig, url: str) -> str:
     """Makes the student at `url` a version of the registered model `tracking.model`.
 
     Returns:
@@ -42,20 +42,7 @@ def register(run: RunHandle, config: DistillConfig, url: str, teacher_sha256: st
     if run.request is None or not config.tracking.model:
         return ""
     facts = load_unet(url).facts
-    card = ModelCard(
-        steps=facts["num_steps"],
-        data=describe_pairs(config.pairs) if config.pairs else "not recorded",
-        licence=config.tracking.licence,
-        metrics=[{"split": "validation", "steps": facts["num_steps"], **facts["validation"]}]
-        if facts["validation"]
-        else [],
-        facts={
-            "teacher (SHA-256)": teacher_sha256,
-            "refine_weight": config.refine_weight,
-            "loss weights": f"pixel {config.loss.pixel:g}, perceptual {config.loss.perceptual:g}",
-            "optimizer steps per stage": config.optim.steps,
-        },
-    )
+    card = ModelCard.of_weights(facts, facts["num_steps"])
     return tracking.register_student(run, config.tracking.model, storage.read_bytes(url), example_of(config), card)
 
 

@@ -195,7 +195,6 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     stream = make_stream(config)
     runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
-    teacher_sha256 = sha256_of(config.teacher)
     inputs = registry.inputs_of(config, stream)
     with runs.tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
@@ -203,7 +202,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
         if not done:
             runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
         last = storage.join(config.output, names[-1])
-        model = registry.register(run, config, last, teacher_sha256)
+        model = registry.register(run, config, last)
     if done:
         return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
     report = Report(

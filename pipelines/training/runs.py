@@ -51,10 +51,15 @@ def record_config(output: str, config: Any, stream: Stream) -> None:
     Raises:
         ValueError: if the run was started with another config, or other records, of another teacher for example.
     """
-    settings = settings_of(config) | {"records": [stage.key for stage in stream.stages]}
+    record_settings(output, settings_of(config), stream, "run")
+
+
+def record_settings(output: str, settings: Mapping[str, Any], stream: Stream, what: str) -> None:
+    """`record_config` of settings that are chosen already, for a run or a sweep (`what`)."""
+    settings = {**settings, "records": [stage.key for stage in stream.stages]}
     url = storage.join(output, CONFIG)
     if storage.exists(url):
-        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the run at {output}")
+        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
         return
     storage.check_writable(output)
     storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())

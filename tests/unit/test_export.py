@@ -33,10 +33,11 @@ def test_exports_give_the_samplers_results(
     file = file_of(prediction, num_steps=steps)
     weights, output = tmp_path / "student.safetensors", tmp_path / "exported"
     save_unet(str(weights), file)
+    (tmp_path / "README.md").write_text("the card")
     report = export(ExportConfig(weights=str(weights), output=str(output)))
     assert len(report.rows) == 4
     assert all(row["diff"] <= 1e-4 for row in report.rows)
-    assert f"{steps} DDIM steps" in (output / "README.md").read_text()
+    assert (output / "README.md").read_text() == "the card"
     assert json.loads((output / "report.json").read_text())["steps"] == steps
 
     onnx_bytes, pt2_bytes = ((output / name).read_bytes() for name in ("student.onnx", "student.pt2"))
@@ -55,6 +56,15 @@ def test_exports_give_the_samplers_results(
         np.testing.assert_allclose(run_onnx(session, low.numpy(), noise.numpy()), expected.numpy(), atol=1e-4, rtol=0)
 
 
+def test_a_card_is_made_where_there_is_none(tmp_path: Path) -> None:
+    file = file_of(validation={"psnr": 20.5}, pairs_key="abc")
+    config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
+    card = exporting.card_of(config, file, 2).decode()
+    assert "2 DDIM steps" in card
+    assert "20.5" in card
+    assert "abc" in card
+
+
 def test_the_card_says_what_the_weights_know(tmp_path: Path) -> None:
     """With the facts that a distillation leaves."""
     file = file_of(
@@ -65,7 +75,8 @@ def test_the_card_says_what_the_weights_know(tmp_path: Path) -> None:
         config={"refine_weight": 0.02, "loss": {"pixel": 0.5}},
         validation={"psnr": 20.5},
     )
-    card = exporting.card_of(file, 2).decode()
+    config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
+    card = exporting.card_of(config, file, 2).decode()
     for said in (
         "2 DDIM steps",
         "20.5",
