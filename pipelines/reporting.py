@@ -1,16 +1,21 @@
 """How a job ends: a short table on the terminal and a `report.json` at its output."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipelines import storage
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to import
+
 Row = Mapping[str, Any]
+FILE = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +61,11 @@ def format_value(value: Any) -> str:
 def save(report: Report) -> None:
     """Writes `report.json` (`{"title", "rows", ...facts}`) beside the job's output."""
     document = {"title": report.title, "rows": [dict(row) for row in report.rows], **report.facts}
-    storage.write_bytes(storage.join(report.url, "report.json"), json.dumps(document, indent=1).encode())
+    storage.write_bytes(storage.join(report.url, FILE), json.dumps(document, indent=1).encode())
+
+
+def encode_figure(figure: "Figure") -> bytes:
+    """A plot as PNG bytes."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()

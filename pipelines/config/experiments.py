@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipelines import storage
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import IntList, make_absolute, require
 from reddit_core.degrade import DegradeConfig
@@ -15,7 +16,7 @@ class ExperimentConfig:
     distill: DistillConfig
     """What every student is distilled with, before what the experiment changes; its output is not used."""
     output: str
-    """URL of the experiment: its students, its reports and report.json."""
+    """URL of the students, which serve all experiments, and of EXPERIMENT/report.json, its plot and its reports."""
     experiment: Literal["refinement", "steps", "darkness"] = "refinement"
     """refinement: students with and without it; steps: each student against its teacher; darkness: the students on the
     validation split's normal images, darkened beyond what the teacher was trained on."""
@@ -39,3 +40,13 @@ class ExperimentConfig:
         require(bool(self.full_wells), "full_wells is empty, but at least one noise is needed; use 20000 or 20000 2000")
         require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
         require(bool(self.distill.pairs), "students are judged on the validation split; give --distill.pairs URL")
+
+    @property
+    def folder(self) -> str:
+        """URL of what the experiment shows."""
+        return storage.join(self.output, self.experiment)
+
+
+def exposure_name(stops: float, full_well: float) -> str:
+    """What the pairs of one darkness and noise are called."""
+    return f"{stops:g}-stops-{full_well:g}-electrons"

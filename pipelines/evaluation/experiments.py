@@ -1,6 +1,7 @@
 """The paper's first three experiments, each from the cache to a report, made of the jobs' own functions.
 
-What is there already is not made again: an experiment that was interrupted goes on when it is run again.
+What is there already is not made again: an experiment that was interrupted goes on when it is run again. Students lie
+in OUTPUT/students and serve all three; what an experiment shows lies in OUTPUT/EXPERIMENT.
 """
 
 import csv
@@ -13,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import reporting, shards, storage
-from pipelines.config.experiments import ExperimentConfig
+from pipelines.config.experiments import ExperimentConfig, exposure_name
 from pipelines.config.jobs import DistillConfig, IngestConfig
 from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation import curves
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import decode_pair, ingest, split_shards
 from pipelines.reporting import Report, Row
 from pipelines.training.distillation import distill, student_name
+
+PLOT = "plot.png"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def methods_of(config: ExperimentConfig) -> tuple[str, ...]:
 def experiment(config: ExperimentConfig) -> Report:
     """Distils the students that are missing and judges them all, on every darkness if that is the experiment.
 
+    Leaves report.json and a plot in OUTPUT/EXPERIMENT, and below it, for each dataset, what `evaluate` writes.
+
     Raises:
         ValueError: if the cache, teacher and pairs cannot be used together, before anything is spent.
     """
@@ -73,7 +79,7 @@ def experiment(config: ExperimentConfig) -> Report:
         judged = evaluate(
             EvaluateConfig(
                 pairs=pairs,
-                output=storage.join(config.output, "reports", name),
+                output=storage.join(config.folder, "reports", name),
                 weights=methods_of(config),
                 limit=config.limit,
                 lpips=(config.distill.lpips,) if config.distill.lpips else (),
@@ -84,16 +90,15 @@ def experiment(config: ExperimentConfig) -> Report:
             )
         )
         rows += [{"pairs": name, **row} for row in judged.rows]
-    report = Report(
-        title=f"Experiment {config.experiment}",
-        rows=over_seeds(rows),
-        facts={
-            "seeds": list(config.seeds),
-            "refine_weight": config.distill.refine_weight,
-            "images, at most": config.limit or "all",
-        },
-        url=config.output,
-    )
+    table, plot = over_seeds(rows), storage.join(config.folder, PLOT)
+    storage.write_bytes(plot, curves.draw(config, table))
+    facts = {
+        "seeds": list(config.seeds),
+        "refine_weight": config.distill.refine_weight,
+        "images, at most": config.limit or "all",
+        "plot": plot,
+    }
+    report = Report(title=f"Experiment {config.experiment}", rows=table, facts=facts, url=config.folder)
     reporting.save(report)
     return report
 
@@ -118,11 +123,11 @@ def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
     if config.experiment != "darkness":
         return {"validation": config.distill.pairs}
     key = shards.read_manifest(config.distill.pairs, "pairs").key
-    folder = storage.join(config.output, "darkness", f"{key}-{config.limit or 'all'}-images")
+    folder = storage.join(config.folder, f"{key}-{config.limit or 'all'}-images")
     photographs, splits = write_normal_images(config, folder)
     datasets = {}
     for stops, full_well in product(config.stops, config.full_wells):
-        name = f"{stops:g}-stops-{full_well:g}-electrons"
+        name = exposure_name(stops, full_well)
         darkened = IngestConfig(
             layout="degrade",
             source=photographs,

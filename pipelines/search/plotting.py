@@ -1,11 +1,10 @@
 """Plots of a sweep, as PNG."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from pipelines.reporting import Row
+from pipelines.reporting import Row, encode_figure
 from pipelines.search.space import Dimension
 from pipelines.search.sweep import OBJECTIVE, Sweep
 
@@ -46,7 +45,7 @@ def draw_dimension(rows: Sequence[Row], dimension: Dimension, metric: str) -> by
     if dimension.kind == "choice":
         axes.set_xticks(range(len(dimension.values)), [str(value) for value in dimension.values])
     axes.legend()
-    return png(figure)
+    return encode_figure(figure)
 
 
 def place(dimension: Dimension, value: float) -> float:
@@ -66,10 +65,4 @@ def draw_curves(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) 
         axes.axvline(end, color=STOPPED, linestyle=":", linewidth=1)
     axes.set_xlim(0, sweep.num_steps * 1.02)
     axes.legend()
-    return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    return data.getvalue()
+    return encode_figure(figure)

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
@@ -111,6 +113,21 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
     again = evaluate(config)
     assert again.title.startswith("Already evaluated")
     assert [dict(row) for row in again.rows] == [dict(row) for row in report.rows]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_report_is_in_mlflow_too(config: EvaluateConfig, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracked = replace(config, seeds=(0,), limit=1, tracking=TrackingConfig(uri=uri, experiment="judged"))
+    rows = evaluate(tracked).rows
+    client = MlflowClient(uri)
+    [run] = client.search_runs([client.get_experiment_by_name("judged").experiment_id])
+    assert (run.info.status, run.data.tags["reddit.job"]) == ("FINISHED", "evaluate")
+    for row in rows:
+        points = client.get_metric_history(run.info.run_id, f"evaluation/{row['method']}/psnr_gt_mean")
+        assert {point.step: point.value for point in points}[row["steps"]] == pytest.approx(row["psnr_gt_mean"])
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert {"evaluation/report.html", "evaluation/images.csv"} <= files
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -60,6 +60,7 @@ def test_students_with_and_without_refinement_are_judged_beside_the_teacher(conf
     assert {("teacher", 2), ("teacher", 1), ("refined", 1), ("unrefined", 1), ("input", 0)} <= set(rows)
     assert rows["refined", 1]["psnr"] != rows["unrefined", 1]["psnr"]
     assert rows["refined", 1]["psnr_spread"] is None  # of one seed
+    assert (Path(config.output) / "refinement" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_students_of_an_experiment_serve_the_next_and_seeds_are_averaged(config: ExperimentConfig) -> None:
@@ -74,6 +75,8 @@ def test_the_students_of_an_experiment_serve_the_next_and_seeds_are_averaged(con
     assert set(darker) == {"2-stops-2000-electrons", "6-stops-2000-electrons"}
     assert darker["6-stops-2000-electrons"] < darker["2-stops-2000-electrons"]
     assert weights_of(config) == students
+    shown = {path.parent.name for path in Path(config.output).glob("*/report.json")}
+    assert shown == {"refinement", "darkness"}  # neither takes the other's place
 
 
 def test_the_photographs_of_darkness_follow_the_limit(config: ExperimentConfig) -> None:
