@@ -1,7 +1,9 @@
 """A bounded queue that a background thread empties, for deliveries that must never hold up the caller."""
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
@@ -55,7 +57,8 @@ class Outbox(Generic[Item]):
         self._wake, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread: threading.Thread | None = None
         self._in_flight: list[Item] = []
-        self.given_up = 0
+        self._taken = False  # what is in flight is somebody else's now
+        self.given_up, self.delivered, self.away = 0, 0, False
 
     def put(self, items: Iterable[Item]) -> None:
         """Adds items and returns at once."""
@@ -67,12 +70,36 @@ class Outbox(Generic[Item]):
                 self._thread.start()
         self._wake.set()
 
-    def close(self, timeout_s: float) -> list[Item]:
-        """Delivers what it can within `timeout_s` seconds; returns the items that still wait."""
+    def take(self) -> list[Item]:
+        """While the receiver is away: all that waits, which is the caller's from now on; else nothing."""
+        with self._lock:
+            if not self.away:
+                return []
+            items = [*self._in_flight, *self._queue]
+            self._taken = bool(self._in_flight)
+            self._queue.clear()
+            return items
+
+    def give_back(self, items: Sequence[Item]) -> None:
+        """Puts what was taken back in front."""
+        with self._lock:
+            self._queue.extendleft(reversed(items))
+            self._trim()
+
+    def close(self, timeout_s: float, idle_s: float = math.inf) -> list[Item]:
+        """Delivers what it can within `timeout_s` seconds, as long as something is taken every `idle_s` seconds.
+
+        Returns:
+            The items that still wait.
+        """
         self._closing.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while self._thread is not None and self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            delivered = self.delivered
+            self._thread.join(min(left, idle_s))
+            if self.delivered == delivered:
+                break
         self._abandoned.set()
         with self._lock:
             return [*self._in_flight, *self._queue]
@@ -110,7 +137,7 @@ class Outbox(Generic[Item]):
                 batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
                 self._in_flight = batch
             if not batch:
-                return 0.0
+                return delay  # else it would be forgotten that the receiver is away
             try:
                 self._deliver(batch)
             except UnavailableError as error:
@@ -120,11 +147,12 @@ class Outbox(Generic[Item]):
                 return min(MAX_BACKOFF_S, 2 * delay or 1.0)
             except RefusedError as error:
                 with self._lock:
-                    self._in_flight = []
+                    self._in_flight, self._taken, self.away = [], False, False
                     self._give_up(len(batch), str(error))
             else:
                 with self._lock:
-                    self._in_flight = []
+                    self._in_flight, self._taken, self.away = [], False, False
+                    self.delivered += len(batch)
                 if delay:
                     logger.warning("%s: back again", self._name)
                     delay = 0.0
@@ -132,6 +160,7 @@ class Outbox(Generic[Item]):
 
     def _put_back(self, batch: Sequence[Item]) -> None:
         with self._lock:
-            self._queue.extendleft(reversed(batch))
-            self._in_flight = []
+            if not self._taken:
+                self._queue.extendleft(reversed(batch))
+            self._in_flight, self._taken, self.away = [], False, True
             self._trim()

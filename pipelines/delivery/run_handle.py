@@ -27,6 +27,7 @@ class RunRequest:
 
     Attributes:
         name: by convention the URL of the job's output, where what could not be sent waits (`unsent.py`).
+        identity: tells it from others that had, or elsewhere have, an output of the same name.
     """
 
     experiment: str
@@ -35,12 +36,13 @@ class RunRequest:
     tags: Mapping[str, str]
     inputs: Sequence[InputData]
     parent: "RunHandle | None"
+    identity: str = ""
 
     @property
     def key(self) -> str:
-        """Names the run within its experiment: a hash of its name and its parent's."""
+        """Names the run within its experiment: a hash of its name, its identity, and its parent's key."""
         parent = self.parent.request.key if self.parent and self.parent.request else ""
-        return hashlib.sha256(f"{parent}\n{redact(self.name)}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{parent}\n{redact(self.name)}\n{self.identity}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class File(NamedTuple):
     step: int = 0
     pixels: NDArray[np.uint8] | None = None
     path: Path = Path()
+    timestamp_ms: int = 0
 
 
 class Parcel(NamedTuple):
@@ -53,7 +54,8 @@ def save(output: str, points: Sequence[Point], files: Sequence[File]) -> None:
         is_image = file.pixels is not None
         stored = f"{number}.png" if is_image else f"{number}/{file.path.name}"
         storage.write_bytes(storage.join(url, stored), encode(file))
-        entries.append({"name": file.name, "step": file.step, "file": stored, "image": is_image})
+        entry = {"name": file.name, "step": file.step, "file": stored, "image": is_image, "time": file.timestamp_ms}
+        entries.append(entry)
     # JSON has no infinities and no NaN, which metrics may well be.
     values = [[point.name, repr(point.value), point.timestamp_ms, point.step] for point in points]
     storage.write_bytes(storage.join(url, INDEX), json.dumps({"points": values, "files": entries}).encode())
@@ -82,7 +84,8 @@ def parcels(output: str, scratch: Path) -> Iterator[Parcel]:
 def fetch(url: str, entry: dict[str, Any], scratch: Path) -> File:
     data = storage.read_bytes(storage.join(url, entry["file"]))
     if entry["image"]:
-        return File(entry["name"], entry["step"], np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+        pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        return File(entry["name"], entry["step"], pixels, timestamp_ms=entry["time"])
     path = scratch / uuid.uuid4().hex / storage.name_of(entry["file"])
     path.parent.mkdir()
     path.write_bytes(data)

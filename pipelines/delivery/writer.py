@@ -1,5 +1,6 @@
 """What is measured, on its way to a tracking server: buffered, sent by threads of their own, never in the way."""
 
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -12,12 +13,14 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.delivery.outbox import Outbox
+from pipelines.delivery.outbox import Outbox, RefusedError, UnavailableError
 from pipelines.delivery.unsent import File, Point
 
 METRICS_PER_BATCH, METRICS_KEPT, METRICS_INTERVAL_S = 500, 200_000, 1.0
 FILES_KEPT = 64
 LOAD_INTERVAL_S = 10.0
+# While the server is away, what waits is kept beside the output so often: at most that much is lost by a kill.
+KEEP_INTERVAL_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +34,12 @@ class Link(Protocol):
 
     def send_file(self, file: File) -> None: ...
 
-    def keep(self, points: Sequence[Point], files: Sequence[File]) -> None:
-        """Stores what could not be sent, for later."""
+    def keep(self, points: Sequence[Point], files: Sequence[File]) -> bool:
+        """Stores what could not be sent, for later; whether that worked."""
+        ...
+
+    def send_kept(self) -> None:
+        """Sends what was stored, by whomever."""
 
     def read_load(self) -> Mapping[str, float]:
         """The machine's load now, by metric name."""
@@ -42,14 +49,15 @@ class Link(Protocol):
 class BufferedWriter:
     """Writes through a link; no method waits for the server or raises because of it. Without a link it does nothing.
 
-    Metrics wait in memory and files in a temporary folder until the server takes them. The machine's load
-    goes with them every ten seconds.
+    Metrics wait in memory and files in a temporary folder until the server takes them; while it is away they are kept
+    beside the output now and then, since this process may be killed. The machine's load goes with them every ten
+    seconds.
     """
 
     def __init__(self, link: Link | None) -> None:
         self._link = link
         self._step = 0
-        self._closing = threading.Event()
+        self._closing, self._keep_now = threading.Event(), threading.Event()
         if link is None:
             return
         self._metrics = Outbox[Point](
@@ -62,6 +70,8 @@ class BufferedWriter:
         self._files = Outbox[File](f"files to {link.where}", self._send_files, capacity=FILES_KEPT)
         self._copies = tempfile.TemporaryDirectory(prefix="reddit-artifacts-", ignore_cleanup_errors=True)
         threading.Thread(target=self._watch_load, args=(link,), name="machine-load", daemon=True).start()
+        self._keeper = threading.Thread(target=self._keep_what_waits, args=(link,), name="keeper", daemon=True)
+        self._keeper.start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Records values under slash-separated names (`train/loss`) at an optimizer step."""
@@ -75,7 +85,7 @@ class BufferedWriter:
         """Records an image, uint8 [H, W, 3], under a slash-separated name at a step."""
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3, (image.dtype, image.shape)
         if self._link is not None:
-            self._files.put([File(name, step=step, pixels=image.copy())])
+            self._files.put([File(name, step=step, pixels=image.copy(), timestamp_ms=int(time.time() * 1000))])
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Records a file below the run's artifact `folder`; it is copied at once, so it may go away or change."""
@@ -85,13 +95,19 @@ class BufferedWriter:
         shutil.copyfile(path, copy)
         self._files.put([File(folder, path=copy)])
 
+    def secure(self) -> None:
+        """Says that this process may be killed at any moment: what waits for an absent server is kept right away."""
+        self._keep_now.set()
+
     def close(self, timeout_s: float = 10) -> None:
         """Delivers what it can within `timeout_s` seconds; the rest is kept beside the output, to be sent later."""
         if self._link is None or self._closing.is_set():
             return
         self._closing.set()
         deadline = time.monotonic() + timeout_s
-        points = self._metrics.close(timeout_s)
+        self._keep_now.set()
+        self._keeper.join(timeout_s)
+        points = self._metrics.close(max(0.0, deadline - time.monotonic()))
         files = self._files.close(max(0.0, deadline - time.monotonic()))
         if points or files:
             logger.warning("%d metrics and %d files wait for %s", len(points), len(files), self._link.where)
@@ -116,3 +132,22 @@ class BufferedWriter:
     def _watch_load(self, link: Link) -> None:
         while not self._closing.wait(LOAD_INTERVAL_S):
             self.metrics(link.read_load(), self._step)
+
+    def _keep_what_waits(self, link: Link) -> None:
+        """Keeps what waits while the server is away; sends what was kept, also by a killed process, when it is not."""
+        left = True
+        while not self._closing.is_set():
+            self._keep_now.wait(KEEP_INTERVAL_S)
+            self._keep_now.clear()
+            if self._closing.is_set():
+                return  # `close` does the same, more patiently
+            points, files = self._metrics.take(), self._files.take()
+            if points or files:
+                left = True
+                if not link.keep(points, files):
+                    self._metrics.give_back(points)
+                    self._files.give_back(files)
+            elif left and not self._metrics.away and not self._files.away:
+                with contextlib.suppress(UnavailableError, RefusedError):
+                    link.send_kept()
+                    left = False

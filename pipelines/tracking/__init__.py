@@ -6,7 +6,7 @@ never an exception nor training time; what could be delivered later is.
 """
 
 from pipelines.delivery.run_handle import OFF, InputData, RunHandle, default_uri
-from pipelines.tracking.driving import Status, close_run, end_run, open_run, plan_run
+from pipelines.tracking.driving import Status, close_run, end_run, open_run, plan_run, send_kept
 from pipelines.tracking.models import register_student
 from pipelines.tracking.writing import RunWriter
 
@@ -22,4 +22,5 @@ __all__ = [
     "open_run",
     "plan_run",
     "register_student",
+    "send_kept",
 ]

@@ -30,6 +30,7 @@ def plan_run(
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[InputData] = (),
     parent: RunHandle | None = None,
+    identity: str = "",
 ) -> RunHandle:
     """The handle of the run that `open_run` would open, without asking the server; its first writer starts it."""
     if not tracking.enabled:
@@ -39,7 +40,8 @@ def plan_run(
     version = {"reddit.version": metadata.version("reddit-on-ray"), "reddit.code": code_digest()}
     all_tags = {**context_registry.resolve_tags(), **version, **(tags or {})}
     params = dict(flatten(config))
-    return RunHandle(uri, "", RunRequest(tracking.experiment, name, params, all_tags, tuple(inputs), parent))
+    request = RunRequest(tracking.experiment, name, params, all_tags, tuple(inputs), parent, identity)
+    return RunHandle(uri, "", request)
 
 
 def open_run(
@@ -50,9 +52,10 @@ def open_run(
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[InputData] = (),
     parent: RunHandle | None = None,
+    identity: str = "",
     resume: bool = True,
 ) -> RunHandle:
-    """Continues the run of this name (same experiment, same parent), or starts it; for drivers.
+    """Continues the run of this name (same experiment, parent and identity), or starts it; for drivers.
 
     Args:
         tracking: where; a disabled one gives a handle that writes nothing.
@@ -61,12 +64,13 @@ def open_run(
         tags: further tags.
         inputs: the datasets that the run reads, recorded with their keys.
         parent: the run that this one is a child of.
+        identity: tells the run from others of the same name.
         resume: whether a run that has ended is running again; else it stays as it is.
 
     Raises:
         ValueError: if the tracking URI can never work, or the experiment was deleted.
     """
-    handle = plan_run(tracking, name, config, tags=tags, inputs=inputs, parent=parent)
+    handle = plan_run(tracking, name, config, tags=tags, inputs=inputs, parent=parent, identity=identity)
     if handle.request is None:
         return handle
     try:
@@ -84,15 +88,14 @@ def open_run(
 
 
 def close_run(handle: RunHandle, status: Status) -> None:
-    """Ends a run; for drivers. An absent server leaves it RUNNING, with a line in the log."""
+    """Ends a run and sends what waits beside its output; for drivers. An absent server costs a line in the log."""
     with if_reached(handle.uri, f"the run could not be set {status}; run the same command again to try once more"):
         end_run(handle, status, {})
+        send_kept(handle)  # last, so that files that the server's store will not have leave no run RUNNING
 
 
 def end_run(handle: RunHandle, status: Status, tags: Mapping[str, str]) -> None:
-    """Ends a run with further tags, and sends what waits beside its output.
-
-    One that has ended so already keeps the time at which it did.
+    """Ends a run with further tags. One that has ended so already keeps the time at which it did.
 
     Raises:
         UnavailableError: if the server is away.
@@ -103,7 +106,15 @@ def end_run(handle: RunHandle, status: Status, tags: Mapping[str, str]) -> None:
     with reaching(handle.uri):
         client = connect(handle.uri)
         run = client.get_run(ensure_run(client, handle, resume=False))
-        send_unsent(client, run.info.run_id, handle.request.name)
         client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if run.info.status != status:
             client.set_terminated(run.info.run_id, status)
+
+
+def send_kept(handle: RunHandle) -> None:
+    """Sends what waits beside a run's output; raises as `end_run` does."""
+    if handle.request is None:
+        return
+    with reaching(handle.uri):
+        client = connect(handle.uri)
+        send_unsent(client, ensure_run(client, handle, resume=False), handle.uri, handle.request.name)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow.entities import LoggedModelOutput
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ import reddit_core
 from pipelines.delivery.run_handle import RunHandle
 from pipelines.students import student_model
 from pipelines.students.model_card import ModelCard
-from pipelines.tracking.connection import connect, if_reached
+from pipelines.tracking.connection import connect, if_reached, patiently
 from pipelines.tracking.records import ensure_run
 
 WEIGHTS_TAG = "reddit.weights_sha256"
@@ -51,10 +52,10 @@ def register_student(
         for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
             if version.tags.get(WEIGHTS_TAG) == digest:
                 return f"models:/{name}/{version.version}"
-        run = client.get_run(run_id)
-        model = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id)
+        model = _logged_model(client, run_id, digest)
         _save_pyfunc(Path(folder), model.model_id, run_id, weights, example, card, seed)
-        client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+        with patiently():
+            client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         if not client.search_registered_models(f"name = '{name}'"):
@@ -66,6 +67,15 @@ def register_student(
         )
         return f"models:/{name}/{version.version}"
     return ""
+
+
+def _logged_model(client: MlflowClient, run_id: str, digest: str) -> LoggedModel:
+    """The run's model of these weights; an attempt that failed half-way has left one already."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if model.tags.get(WEIGHTS_TAG) == digest:
+            return model
+    return client.create_logged_model(experiment_id, "student", run_id, tags={WEIGHTS_TAG: digest})
 
 
 def _save_pyfunc(

@@ -1,17 +1,20 @@
 """The record of a run on the tracking server: found by its key, or else created; never twice."""
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.config.parts import require
+from pipelines.delivery.outbox import RefusedError
 from pipelines.delivery.run_handle import InputData, RunHandle, RunRequest, embedded_store
 from pipelines.redaction import redact
 
 RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
+# One for each attempt to create a run: a slow server may be asked twice by MLflow's own retries, and make two.
+ATTEMPT_TAG = "reddit.attempt"
 DATASET_TAG = "mlflow.data.context"
 # Of what is read, `reddit.key.NAME`: the key of a cache, by which runs can be searched for.
 INPUT_KEY_TAG = "reddit.key"
@@ -26,16 +29,18 @@ def ensure_run(client: MlflowClient, handle: RunHandle, *, resume: bool = True) 
     request = handle.request
     experiment_id = _ensure_experiment(client, handle.uri, request.experiment)
     if found := _runs_of(client, experiment_id, request):
-        return _continue_run(client, found[0], request) if resume else str(found[0].info.run_id)
+        first = _first_of(client, found)
+        return _continue_run(client, first, request) if resume else str(first.info.run_id)
     tags = {**_tags_of(request), RUN_NAME_TAG: redact(request.name), RUN_KEY_TAG: request.key}
+    attempt = tags[ATTEMPT_TAG] = uuid.uuid4().hex
     if request.parent is not None and (parent_id := ensure_run(client, request.parent)):
         tags[PARENT_TAG] = parent_id
     shown_name = "/".join(redact(request.name).rstrip("/").split("/")[-2:])
-    run_id: str = client.create_run(experiment_id, tags=tags, run_name=shown_name).info.run_id
-    first = _runs_of(client, experiment_id, request)[0]
-    if first.info.run_id != run_id:  # somebody else created it at the same moment; all agree on the first
-        client.delete_run(run_id)
+    client.create_run(experiment_id, tags=tags, run_name=shown_name)
+    first = _first_of(client, _runs_of(client, experiment_id, request), attempt)
+    if first.data.tags.get(ATTEMPT_TAG) != attempt:  # somebody else created it at the same moment
         return _continue_run(client, first, request)
+    run_id: str = first.info.run_id
     _log_params(client, run_id, request.params)
     _log_inputs(client, run_id, request.inputs)
     return run_id
@@ -43,7 +48,19 @@ def ensure_run(client: MlflowClient, handle: RunHandle, *, resume: bool = True) 
 
 def _runs_of(client: MlflowClient, experiment_id: str, request: RunRequest) -> Sequence[Run]:
     order = ["attributes.start_time", "attributes.run_id"]
-    return client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{request.key}'", max_results=2, order_by=order)
+    return client.search_runs(
+        [experiment_id], f"tags.`{RUN_KEY_TAG}` = '{request.key}'", max_results=10, order_by=order
+    )
+
+
+def _first_of(client: MlflowClient, runs: Sequence[Run], attempt: str = "") -> Run:
+    """The run that all agree on; those that were made beside it by its own attempt, or by this one, are deleted."""
+    first, *others = runs
+    for run in others:
+        made = run.data.tags.get(ATTEMPT_TAG)
+        if made and made in (attempt, first.data.tags.get(ATTEMPT_TAG)):
+            client.delete_run(run.info.run_id)
+    return first
 
 
 def _continue_run(client: MlflowClient, run: Run, request: RunRequest) -> str:
@@ -92,8 +109,8 @@ def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
-    require(
-        experiment.lifecycle_stage == "active",
-        f"the MLflow experiment {name!r} was deleted; restore it there, or name another with --tracking.experiment",
-    )
+    if experiment.lifecycle_stage != "active":
+        raise RefusedError(
+            f"the MLflow experiment {name!r} was deleted; restore it there, or name another with --tracking.experiment"
+        )
     return str(experiment.experiment_id)

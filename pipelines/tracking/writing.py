@@ -4,18 +4,26 @@ import contextlib
 import logging
 import tempfile
 import threading
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from mlflow.tracking.multimedia import compress_image_size
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipelines.delivery import unsent
+from pipelines.delivery.outbox import RefusedError
 from pipelines.delivery.run_handle import RunHandle
 from pipelines.delivery.unsent import File, Point
 from pipelines.delivery.writer import METRICS_PER_BATCH, BufferedWriter
@@ -34,19 +42,37 @@ def send_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> N
 
 def send_file(client: MlflowClient, run_id: str, file: File) -> None:
     if file.pixels is not None:
-        client.log_image(run_id, file.pixels, key=file.name, step=file.step, synchronous=True)
+        send_image(client, run_id, file, file.pixels)
     else:
         client.log_artifact(run_id, str(file.path), file.name or None)
 
 
-def send_unsent(client: MlflowClient, run_id: str, output: str) -> None:
-    """Sends what waits beside a run's output."""
+def send_image(client: MlflowClient, run_id: str, file: File, pixels: NDArray[np.uint8]) -> None:
+    """What `log_image` does, but under a name that is the same however often it is tried: it is there once."""
+    unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{file.name} {file.step} {file.timestamp_ms}")
+    stem = f"{file.name.replace('/', '~')}+step+{file.step}+timestamp+{file.timestamp_ms}+{unique}"
+    image = Image.fromarray(pixels)
+    with tempfile.TemporaryDirectory(prefix="reddit-image-") as folder:
+        image.save(Path(folder, f"{stem}.png"))
+        compress_image_size(image).save(Path(folder, f"{stem}+compressed.webp"))
+        client.log_artifacts(run_id, folder, "images")
+    client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, value=True)
+
+
+def send_unsent(client: MlflowClient, run_id: str, uri: str, output: str) -> None:
+    """Sends what waits beside a run's output; what the server will never take is given up, with a line in the log."""
     with tempfile.TemporaryDirectory(prefix="reddit-unsent-") as scratch:
         for parcel in unsent.parcels(output, Path(scratch)):
-            for start in range(0, len(parcel.points), METRICS_PER_BATCH):
-                send_points(client, run_id, parcel.points[start : start + METRICS_PER_BATCH])
-            for file in parcel.files:
-                send_file(client, run_id, file)
+            starts = range(0, len(parcel.points), METRICS_PER_BATCH)
+            batches = [parcel.points[start : start + METRICS_PER_BATCH] for start in starts]
+            sending: list[Callable[..., None]] = [partial(send_points, points=batch) for batch in batches]
+            sending += [partial(send_file, file=file) for file in parcel.files]
+            for send in sending:
+                try:
+                    with reaching(uri):
+                        send(client, run_id)
+                except RefusedError as error:
+                    logger.warning("given up, since %s will not take it (%s)", redact(uri), error)
             unsent.delete(parcel)
 
 
@@ -80,12 +106,19 @@ class RunLink:
         with reaching(self._handle.uri):
             send_file(*self._reach(), file)
 
-    def keep(self, points: Sequence[Point], files: Sequence[File]) -> None:
+    def keep(self, points: Sequence[Point], files: Sequence[File]) -> bool:
         assert self._handle.request is not None
         try:
             unsent.save(self._handle.request.name, points, files)
         except (OSError, ValueError) as error:
             logger.warning("they could not be kept at %s either (%s)", redact(self._handle.request.name), error)
+            return False
+        return True
+
+    def send_kept(self) -> None:
+        assert self._handle.request is not None
+        with reaching(self._handle.uri):
+            send_unsent(*self._reach(), self._handle.uri, self._handle.request.name)
 
     def read_load(self) -> dict[str, float]:
         """`system/...`, the names under which MLflow's own monitors log."""

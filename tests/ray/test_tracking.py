@@ -1,6 +1,7 @@
 """Tracking against a real MLflow server over HTTP: runs found again, a server that goes and comes, models."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from requests import HTTPError, Response
 
 from pipelines import tracking
 from pipelines.config.parts import TrackingConfig
 from pipelines.delivery import unsent
+from pipelines.delivery.outbox import RefusedError, UnavailableError
 from pipelines.delivery.unsent import Point
 from pipelines.students.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle, RunWriter
+from pipelines.tracking.connection import reaching
 from pipelines.training import runs as runs_module
 from reddit_core.sampler import enhance
 from reddit_core.unet import UNet
@@ -122,13 +126,15 @@ def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) 
         f"mlflow.set_tracking_uri({server.uri!r})\n"
         f"model = pyfunc.load_model({urls[0]!r})\n"
         f"numpy.save({str(tmp_path / 'out.npy')!r}, model.predict(numpy.load({str(tmp_path / 'in.npy')!r})))\n"
-        "print(sys.modules['reddit_core'].__file__)"
+        "print(sys.modules['reddit_core'].__file__)\n"
+        "print(model.metadata.signature, model.metadata.saved_input_example_info)"
     )
     np.save(tmp_path / "in.npy", images)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120
     )
     assert str(Path(__file__).parents[2] / "reddit_core") not in done.stdout
+    assert all(words in done.stdout for words in ("uint8", "(-1, -1, -1, 3)", "steps", "seed", "input_example"))
     low = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = (enhance(tiny_unet, low, file.schedule, 2, seed=0) + 1) * 127.5
     result = torch.from_numpy(np.load(tmp_path / "out.npy")).permute(0, 3, 1, 2)
@@ -265,3 +271,74 @@ def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(serve
     assert runs[names["ending"]].data.metrics["train/loss"] == 3.0
     assert [file.path for file in client.list_artifacts(ending.run_id)] == ["note.txt"]
     assert not list((tmp_path / "ending").rglob("*.json"))
+
+
+def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path: Path) -> None:
+    """As Ray Tune kills a trial right after the validation for which it stops it."""
+    output = str(tmp_path / "run")
+    handle = tracking.open_run(config_of(server.uri, "killed-writer"), output, {})
+    server.kill()
+    script = (
+        "import os, signal, sys, time; import numpy as np\n"
+        "from pathlib import Path\n"
+        "from pipelines.config.parts import TrackingConfig\n"
+        "from pipelines.tracking import RunWriter, plan_run\n"
+        f"handle = plan_run(TrackingConfig(uri={server.uri!r}, experiment='killed-writer'), {output!r}, {{}})\n"
+        "writer = RunWriter(handle)\n"
+        "writer.metrics({'validation/psnr': 17.5}, 30)\n"
+        "writer.image('validation/4-to-2', np.zeros((8, 24, 3), np.uint8), 30)\n"
+        "while not (writer._metrics.away and writer._files.away): time.sleep(0.05)\n"
+        "writer.secure()\n"
+        f"while not list(Path({output!r}).glob('unsent/*/index.json')): time.sleep(0.05)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=120, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    server.start()
+    client = MlflowClient(server.uri)
+    (parcel,) = unsent.parcels(output, tmp_path)
+    tracking.close_run(handle, "FINISHED")
+    unsent.save(output, parcel.points, parcel.files)  # as if it had been sent and not yet removed
+    tracking.close_run(handle, "FINISHED")
+    (point,) = client.get_metric_history(handle.run_id, "validation/psnr")
+    assert (point.value, point.step) == (17.5, 30)
+    images = [file.path for file in client.list_artifacts(handle.run_id, "images")]
+    assert sorted(Path(image).suffix for image in images) == [".png", ".webp"]
+    assert not list(Path(output).rglob("index.json"))
+
+
+def test_a_run_that_a_slow_server_made_twice_is_there_once(server) -> None:
+    config, client = config_of(server.uri, "twins"), MlflowClient(server.uri)
+    handle = tracking.open_run(config, "/data/twins", {"x": 1})
+    (run,) = runs_of(server.uri, "twins")
+    client.create_run(run.info.experiment_id, start_time=run.info.start_time + 1, tags=run.data.tags)
+    assert len(runs_of(server.uri, "twins")) == 2
+    assert tracking.open_run(config, "/data/twins", {"x": 1}).run_id == handle.run_id
+    assert [one.info.run_id for one in runs_of(server.uri, "twins")] == [handle.run_id]
+
+
+def test_a_new_output_of_an_old_name_has_a_run_of_its_own(server, tmp_path: Path) -> None:
+    config, output = config_of(server.uri, "anew"), tmp_path / "run"
+    run_ids = []
+    for _ in range(2):
+        for _ in range(2):
+            with runs_module.tracked_run(config, str(output), Settings(), job="distill") as handle:
+                run_ids.append(handle.run_id)
+        shutil.rmtree(output)
+    assert (run_ids[0] == run_ids[1], run_ids[2] == run_ids[3]) == (True, True)
+    assert len(set(run_ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(413, RefusedError), (403, RefusedError), (429, UnavailableError), (502, UnavailableError)]
+)
+def test_what_a_proxy_answers_is_told_apart(status: int, kind: type[Exception]) -> None:
+    answer = Response()
+    answer.status_code = status
+    with pytest.raises(kind), reaching("http://host"):
+        raise HTTPError("an answer", response=answer)
+
+
+def test_what_a_store_raises_by_itself_does_not_stop_a_job() -> None:
+    with pytest.raises(RefusedError, match="ModuleNotFoundError"), reaching("http://host"):
+        raise ModuleNotFoundError("No module named 'google.cloud'")

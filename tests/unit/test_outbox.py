@@ -97,3 +97,33 @@ def test_putting_does_not_wait_for_a_slow_receiver() -> None:
     assert time.monotonic() - started < 1
     hold.set()
     assert outbox.close(timeout_s=10) == []
+
+
+def test_what_waits_for_an_absent_receiver_can_be_taken_and_given_back() -> None:
+    receiver = Receiver()
+    outbox = Outbox[int]("test", receiver, capacity=100, max_batch=2)
+    assert outbox.take() == []  # it is not known to be away
+    receiver.away.set()
+    outbox.put(range(5))
+    while not outbox.away:
+        time.sleep(0.01)
+    taken = outbox.take()
+    assert taken == list(range(5))
+    assert outbox.take() == []
+    outbox.put([5])
+    outbox.give_back(taken[3:])
+    receiver.away.clear()
+    assert outbox.close(timeout_s=10) == []
+    assert receiver.items == [3, 4, 5]
+    assert not outbox.away
+
+
+def test_closing_goes_on_as_long_as_something_is_taken() -> None:
+    def slow(batch: Sequence[int]) -> None:
+        time.sleep(0.1)
+        if batch == [5]:
+            raise UnavailableError("gone fishing")
+
+    outbox = Outbox[int]("test", slow, capacity=100)
+    outbox.put(range(8))
+    assert outbox.close(timeout_s=60, idle_s=0.4) == [5, 6, 7]
