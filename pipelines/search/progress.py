@@ -1,6 +1,8 @@
 """What a sweep says while it runs: lines on the terminal, and the state of the trials' MLflow runs."""
 
 import contextlib
+import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +16,11 @@ from pipelines.reporting import Row, format_value
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.tracking import OFF, RunHandle, RunWriter, Status
 
-CLOSE_TIMEOUT_S = 20.0
+# A server that is there takes a trial's end in half a second; one that is not is waited for only so long.
+IDLE_S = 30.0
 ENDINGS_KEPT = 10_000
 Outcome = Literal["finished", "stopped", "failed"]
+logger = logging.getLogger(__name__)
 
 
 class Ending(NamedTuple):
@@ -38,12 +42,9 @@ class Watch:
     ended_here: int = 0
 
     def __post_init__(self) -> None:
-        self.endings = Outbox[Ending]("ends of trials", self._end, capacity=ENDINGS_KEPT)
-
-    @staticmethod
-    def _end(batch: Sequence[Ending]) -> None:
-        for ending in batch:
-            tracking.end_run(ending.run, ending.status, ending.tags)
+        self.endings = Outbox[Ending]("ends of trials", end_runs, capacity=ENDINGS_KEPT)
+        # By themselves, so that files that cannot be sent hold up no other trial's end.
+        self.parcels = Outbox[RunHandle]("what trials could not send", send_kept, capacity=ENDINGS_KEPT)
 
     def heard(self, trial: Any, trials: Sequence[Any], result: dict[str, Any]) -> None:
         """A trial has looked at the validation images."""
@@ -82,10 +83,31 @@ class Watch:
 
     def end_run(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any], *, failed: bool) -> Outcome:
         outcome: Outcome = "failed" if failed else "finished" if self.is_complete(result) else "stopped"
-        run = self.sweep.trial_run(trial_id, values, self.parent)
+        try:
+            run = self.sweep.trial_run(trial_id, values, self.parent)
+        except ValueError:  # values that a distillation refuses together: the trial failed for that, and has no run
+            return outcome
         tags = {"reddit.outcome": outcome, "reddit.steps": str(result.get(STEP, 0))}
         self.endings.put([Ending(run, "FAILED" if failed else "FINISHED", tags)])
+        self.parcels.put([run])
         return outcome
+
+    def close(self) -> None:
+        """Waits for as long as the server takes what there is to say."""
+        waiting = len(self.endings.close(math.inf, IDLE_S))
+        waiting += len(self.parcels.close(math.inf, IDLE_S if not waiting else 0.0))
+        if waiting:
+            logger.warning("%d ends of trials are not on the tracking server; run the same command again", waiting)
+
+
+def end_runs(endings: Sequence[Ending]) -> None:
+    for ending in endings:
+        tracking.end_run(ending.run, ending.status, ending.tags)
+
+
+def send_kept(runs: Sequence[RunHandle]) -> None:
+    for run in runs:
+        tracking.send_kept(run)
 
 
 def number(trial: Any, trials: Sequence[Any]) -> int:
@@ -104,7 +126,7 @@ def watching(sweep: Sweep, parent: RunHandle, writer: RunWriter) -> Iterator[Wat
     try:
         yield _watch
     finally:
-        _watch.endings.close(CLOSE_TIMEOUT_S)
+        _watch.close()
         _watch = None
 
 
@@ -116,7 +138,7 @@ def settle(sweep: Sweep, parent: RunHandle, rows: Sequence[Row]) -> None:
     for row in rows:
         values = {dimension.key: row[dimension.key] for dimension in sweep.dimensions}
         watch.end_run(row["trial"], values, row, failed=row["outcome"] == "failed")
-    watch.endings.close(CLOSE_TIMEOUT_S)
+    watch.close()
 
 
 class SweepProgress(Callback):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import require
+from pipelines.reporting import format_value
 from pipelines.training.validation import LPIPS
 
 Kind = Literal["uniform", "loguniform", "choice"]
@@ -233,3 +234,7 @@ def parse_objective(text: str, metrics: Sequence[str] = METRICS) -> Objective:
         f"they are {', '.join(metrics)} and {SHARPNESS_GAP} = |1 - sharpness|; lpips needs --distill.lpips URL",
     )
     return Objective(tuple(terms))
+
+
+def describe(points: Sequence[Values]) -> str:
+    return "; ".join(", ".join(f"{key}={format_value(value)}" for key, value in point.items()) for point in points)

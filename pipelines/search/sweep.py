@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines import storage, tracking
 from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.config.parts import require
 from pipelines.search.space import (
     METRICS,
     Dimension,
@@ -55,11 +56,17 @@ class Sweep:
     @cached_property
     def first_points(self) -> list[Values]:
         """What is tried before the search decides."""
-        base, dimensions = self.config.distill, self.dimensions
-        if self.config.search == "grid":
+        base, dimensions, config = self.config.distill, self.dimensions, self.config
+        if config.search == "grid":
+            require(not config.points, "points are for tpe and random, since a grid has every combination; drop one")
             return grid_points(dimensions)
-        points = own_point(dimensions, base) + parse_points(self.config.points, dimensions, base)
-        return points[: self.config.trials]
+        points = own_point(dimensions, base) + parse_points(config.points, dimensions, base)
+        require(
+            len(points) <= config.trials,
+            f"trials is {config.trials}, but {len(points)} points are to be tried first (the distillation's own values "
+            "are one); raise --trials, or give fewer --points",
+        )
+        return points
 
     @property
     def num_trials(self) -> int:

@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -16,21 +15,18 @@ from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
-from ray.util.state import list_actors
-from ray.util.state.exception import RayStateApiException
 
 from pipelines import reporting, storage, tracking
 from pipelines.cluster import use_gpu
 from pipelines.config.jobs import TuneConfig
 from pipelines.reporting import Report
-from pipelines.search import outcome, progress
+from pipelines.search import checks, outcome, progress
 from pipelines.search.progress import SweepProgress, watching
-from pipelines.search.space import Dimension, Values
+from pipelines.search.space import Dimension, Values, describe
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.students import registry
 from pipelines.tracking import RunHandle
 from pipelines.training import distillation, runs
-from pipelines.training.stream import Stream
 
 EXPERIMENT = "tune"
 DRIVER_CPUS = 0.1
@@ -42,6 +38,8 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
     # Only the older output can be silenced; SweepProgress says what happens.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Its handler would end the sweep at Ctrl-C as if all trials had been run.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 # Ray Tune would copy these into the trials' runtime environment, which Ray logs; trials find them where all other
 # processes do, in the environment of their machine.
@@ -74,8 +72,8 @@ def run_trial(values: Values, *, sweep: Sweep, parent: RunHandle) -> None:
         ray_tune.report({**last, STEP: sweep.num_steps, OBJECTIVE: sweep.objective(last)})
         return
     stream = distillation.make_stream(config)
-    runs.record_config(config.output, config, stream)
-    loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent))
+    settings = runs.record_config(config.output, config, stream)
+    loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent), settings)
     trainer = runs.make_trainer(loop, stream, config.output, [ReportObjective(sweep)])
     trainer.fit()  # a run that diverged has reported what it reached, which is its result here
 
@@ -146,9 +144,13 @@ def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
     """A new experiment, or the one under the same output as far as it got."""
     config = sweep.config
     trainable = ray_tune.with_resources(partial(run_trial, sweep=sweep, parent=parent), {"CPU": DRIVER_CPUS})
-    path = storage.join(config.output, EXPERIMENT)
-    if Tuner.can_restore(path):
-        return Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    experiment = storage.join(config.output, EXPERIMENT)
+    if checks.restorable(experiment):
+        path, filesystem = storage.for_ray(experiment)
+        return Tuner.restore(
+            path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
+        )
+    path, filesystem = storage.for_ray(config.output)
     grace = config.grace_steps or math.ceil(sweep.num_steps / ASHA_REDUCTION**2)
     scheduler = AsyncHyperBandScheduler(
         time_attr=STEP,
@@ -171,7 +173,8 @@ def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
         ),
         run_config=ray_tune.RunConfig(
             name=EXPERIMENT,
-            storage_path=storage.resolve(config.output),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[SweepProgress()],
             verbose=0,
@@ -183,27 +186,6 @@ def trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def check_asha(config: TuneConfig) -> None:
-    """ASHA's stopped trials give their resources back only where Ray's state API, part of its dashboard, answers."""
-    if not config.asha:
-        return
-    try:
-        list_actors(address=ray.get_runtime_context().gcs_address, limit=1)
-    except (RayStateApiException, ConnectionError):
-        raise ValueError(
-            "asha is on, but this Ray cluster has no dashboard, without which stopped trials never free their CPUs; "
-            "start it with: ray start --head --include-dashboard=true; or use --no-asha"
-        ) from None
-
-
-def check(sweep: Sweep) -> Stream:
-    """Refuses what could not work before anything is spent; returns what every trial reads."""
-    base = sweep.config.distill
-    assert sweep.objective.terms and sweep.first_points is not None
-    distillation.check_inputs(base)
-    return distillation.make_stream(base)
-
-
 def tune(config: TuneConfig) -> Report:
     """Runs the sweep, or what is missing of it; then, if asked, the best distillation at full length.
 
@@ -212,7 +194,7 @@ def tune(config: TuneConfig) -> Report:
     """
     config = with_device(config)
     sweep = Sweep(config)
-    stream = check(sweep)
+    stream = checks.check(sweep)
     outcome.record(config, stream)
     base, done = config.distill, outcome.is_done(config.output)
     inputs = registry.inputs_of(base, stream)
@@ -241,7 +223,7 @@ def with_device(config: TuneConfig) -> TuneConfig:
 
 def search(sweep: Sweep, run: RunHandle) -> Report:
     """Runs the trials and writes what came of them."""
-    check_asha(sweep.config)
+    checks.check_asha(sweep.config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -249,6 +231,7 @@ def search(sweep: Sweep, run: RunHandle) -> Report:
     with tracking.RunWriter(run) as writer, watching(sweep, run, writer) as watch:
         grid = make_tuner(sweep, run).fit()
         results = [grid[index] for index in range(len(grid))]
+        checks.check_whole(sweep, results)
         for result in results:
             watch.settle(result)
         report = outcome.write(sweep, results, writer)
@@ -259,7 +242,7 @@ def search(sweep: Sweep, run: RunHandle) -> Report:
 def plan_tune(config: TuneConfig) -> Report:
     """What would be searched, how many trials at a time, and how long they are."""
     sweep = Sweep(config)
-    check(sweep)
+    checks.check(sweep)
     rows = [
         {
             "setting": dimension.key,
@@ -276,9 +259,3 @@ def plan_tune(config: TuneConfig) -> Report:
         "maximizes": config.metric,
     }
     return Report(title=f"Plan of tune ({config.search})", rows=rows, facts=facts)
-
-
-def describe(points: Sequence[Values]) -> str:
-    return "; ".join(
-        ", ".join(f"{key}={reporting.format_value(value)}" for key, value in point.items()) for point in points
-    )

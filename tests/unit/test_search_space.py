@@ -2,13 +2,19 @@
 
 import tomllib
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
+import ray
+from optuna.samplers import RandomSampler, TPESampler
+from ray.tune import Result
 
 from jobs.cli import Job, Sources, parse
 from pipelines.config.jobs import DistillConfig, TuneConfig
 from pipelines.config.parts import ComputeConfig, OptimConfig
 from pipelines.reporting import Report, save
+from pipelines.search.checks import check_corners, check_whole, restorable
 from pipelines.search.outcome import BEST, is_done, to_toml
 from pipelines.search.space import (
     Dimension,
@@ -22,6 +28,7 @@ from pipelines.search.space import (
     with_values,
 )
 from pipelines.search.sweep import Sweep
+from pipelines.search.tune import make_search, num_concurrent
 from pipelines.training.distillation import distill, plan_distill
 from reddit_core.losses import LossWeights
 
@@ -176,3 +183,74 @@ def test_a_sweep_with_failed_trials_is_not_done(tmp_path) -> None:
     assert not is_done(str(tmp_path))
     save(Report(title="Trials", rows=[*rows[:1], {"trial": "b", "outcome": "stopped"}], facts={}, url=str(tmp_path)))
     assert is_done(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 1, "points": ("refine_weight=0.8",)}, "trials is 1, but 2 points are to be tried first"),
+        ({"search": "grid", "space": ("refine_weight=choice(0,1)",), "points": ("refine_weight=0",)}, "points are for"),
+    ],
+)
+def test_points_that_would_not_be_tried_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        assert Sweep(replace(TuneConfig(distill=BASE, output="/s"), **changes)).first_points
+
+
+def test_grace_without_asha_is_refused() -> None:
+    with pytest.raises(ValueError, match="grace_steps is for asha"):
+        TuneConfig(distill=BASE, output="/s", asha=False, grace_steps=5)
+
+
+def test_values_that_do_not_go_together_are_refused() -> None:
+    space = ("optim.batch_size=choice(1,8)", "optim.accumulate=choice(1,4)")
+    with pytest.raises(
+        ValueError, match=r"do not go together \(optim.batch_size=1, optim.accumulate=4\): batch_size is 1"
+    ):
+        check_corners(Sweep(TuneConfig(distill=BASE, output="/s", space=space)))
+
+
+def test_a_sweep_goes_on_only_from_a_state_that_can_be_read(tmp_path: Path) -> None:
+    assert not restorable(str(tmp_path))
+    older, newer = (tmp_path / f"experiment_state-2026-11-25_0{hour}-00-00.json" for hour in (1, 2))
+    older.write_text('{"trial_data": []}')
+    assert not restorable(str(tmp_path))
+    newer.write_text('{"trial_data": [["{}", "{}"]]}')
+    assert restorable(str(tmp_path))
+    newer.write_text('{"trial_data": [["{}"')
+    with pytest.raises(ValueError, match=r"02-00-00.json is damaged.*delete it to go on from an older state"):
+        restorable(str(tmp_path))
+
+
+def test_an_interrupted_sweep_is_not_taken_for_a_whole_one() -> None:
+    sweep = Sweep(TuneConfig(distill=BASE, output="/s", trials=3))
+    ended, failed = result_of({"done": True}), result_of(None, ValueError("why"))
+    check_whole(sweep, [ended, ended, failed])
+    for left in ([], [result_of({"done": False, "step": 3})]):
+        with pytest.raises(ValueError, match="interrupted when 2 of 3 trials had ended"):
+            check_whole(sweep, [ended, failed, *left])
+
+
+def result_of(metrics: dict[str, object] | None, error: Exception | None = None) -> Result:
+    return Result(metrics=metrics, checkpoint=None, error=error, path=None)
+
+
+def test_a_sweep_has_as_many_trials_at_a_time_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TuneConfig(distill=replace(BASE, compute=ComputeConfig(workers=2)), output="/s")
+    for cpus, gpus, fits in ((9.5, 0, 4), (9.5, 5, 2), (2.4, 1, 1)):
+        monkeypatch.setattr(ray, "cluster_resources", lambda cpus=cpus, gpus=gpus: {"CPU": cpus, "GPU": gpus})
+        if (cpus, gpus) == (2.4, 1):  # a trial has two workers, which need a GPU each
+            with pytest.raises(ValueError, match=r"a trial needs 2.35 CPUs .* lower distill.compute, add nodes"):
+                num_concurrent(config)
+            continue
+        assert num_concurrent(config) == fits
+    assert num_concurrent(replace(config, concurrent=7)) == 7
+
+
+@pytest.mark.parametrize(("search", "sampler"), [("tpe", TPESampler), ("random", RandomSampler)])
+def test_the_search_draws_as_it_was_asked_to(search: Literal["tpe", "random"], sampler: type) -> None:
+    sweep = Sweep(TuneConfig(distill=BASE, output="/s", search=search, space=("refine_weight=uniform(0,1)",)))
+    optuna_search = make_search(sweep)
+    assert isinstance(optuna_search._sampler, sampler)
+    assert optuna_search.suggest("first") == {"refine_weight": 0.4}  # the distillation's own value
+    assert 0 <= optuna_search.suggest("second")["refine_weight"] <= 1

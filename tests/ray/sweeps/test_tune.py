@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from jobs.cli import Sources, parse
+from jobs.cli import INTERRUPTED, Sources, parse
 from jobs.distill import JOB
 from pipelines import tracking
 from pipelines.config.jobs import TuneConfig
@@ -78,13 +79,7 @@ def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs, 
     assert {file.path for file in files} == {"best.toml", "plots", "trials.json"}
     assert set(runs) == {f"{output}/trials/{row['trial']}" for row in rows}
     for row in rows:
-        child = runs[f"{output}/trials/{row['trial']}"]
-        assert child.info.status == "FINISHED"
-        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.tags["reddit.outcome"] == "finished"
-        assert {entry.dataset.name for entry in child.inputs.dataset_inputs} == {"pairs", "trajectories-4"}
-        assert child.data.params["refine_weight"] == str(row["refine_weight"])
-        assert child.data.metrics["validation/psnr"] == pytest.approx(row["psnr"])
+        check_trial(mlflow_server.uri, runs[f"{output}/trials/{row['trial']}"], parent.info.run_id, row)
 
     then = tune(replace(config, then_distill=True))
     assert then.rows == report.rows
@@ -106,6 +101,21 @@ def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs, 
     assert client.get_run(child.info.run_id).info.status == "FINISHED"
     with pytest.raises(ValueError, match="trials is 2, asked for 5"):
         tune(replace(config, trials=5))
+
+
+def check_trial(uri: str, child: Run, parent_id: str, row: Mapping[str, Any]) -> None:
+    """What MLflow has of a trial that reached its end."""
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == parent_id
+    assert child.data.tags["reddit.outcome"] == "finished"
+    assert {entry.dataset.name for entry in child.inputs.dataset_inputs} == {"pairs", "trajectories-4"}
+    assert child.data.params["refine_weight"] == str(row["refine_weight"])
+    assert child.data.metrics["validation/psnr"] == pytest.approx(row["psnr"])
+    assert {"validation/psnr_gt_mean", "train/loss", "train/grad_norm", "train/learning_rate"} <= set(
+        child.data.metrics
+    )
+    images = MlflowClient(uri).list_artifacts(child.info.run_id, "images")
+    assert any(Path(image.path).name.startswith("validation~4-to-2+step+4") for image in images)
 
 
 def test_stopping_early_needs_the_state_api(inputs) -> None:
@@ -166,11 +176,11 @@ def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: 
     assert [row["outcome"] for row in rows] == ["finished"] * 2
 
 
-def start_job(config: TuneConfig, log: Path) -> subprocess.Popen[bytes]:
+def start_job(config: TuneConfig, log: Path, *more: str) -> subprocess.Popen[bytes]:
     """`jobs/tune.py` in a process of its own, with the flags of this config."""
     base = config.distill
     flags = f"""--output {config.output} --trials {config.trials} --concurrent {config.concurrent}
-        --grace-steps {config.grace_steps} --points {" ".join(config.points)}
+        --points {" ".join(config.points)}
         --distill.cache {base.cache} --distill.teacher {base.teacher} --distill.pairs {base.pairs}
         --distill.output {base.output} --distill.stages 4 --distill.segment.crop 16 --distill.segment.crops 4
         --distill.optim.steps {base.optim.steps} --distill.optim.batch-size 4 --distill.optim.warmup-steps 1
@@ -181,7 +191,7 @@ def start_job(config: TuneConfig, log: Path) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "tune.py"), *flags.split(), "--space", *config.space],
+            [sys.executable, str(ROOT / "jobs" / "tune.py"), *flags.split(), *more, "--space", *config.space],
             cwd=ROOT,
             env={**environment, "OMP_NUM_THREADS": "1"},
             stdout=stream,
@@ -214,7 +224,8 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
         grace_steps=4,
     )
     log = inputs.root / "killed.log"
-    process = start_job(config, log)
+    grace = ("--grace-steps", str(config.grace_steps))
+    process = start_job(config, log, *grace)
     wait_until(lambda: list(output.glob("trials/*/checkpoints/step-*")), process, log)
     workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_worker(one)]
     assert workers, "no training worker was found"
@@ -228,7 +239,7 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
     finished = {path: path.stat().st_mtime_ns for path in output.glob("trials/*/student-2.safetensors")}
     assert len(finished) in (1, 2)
 
-    process = start_job(config, log)
+    process = start_job(config, log, *grace)
     wait_until(lambda: process.poll() is not None or (output / "best.toml").exists(), process, log)
     assert process.wait(JOB_TIMEOUT_S) == 0, log.read_text()[-3000:]
     assert finished == {path: path.stat().st_mtime_ns for path in finished}, "a finished trial was run again"
@@ -247,6 +258,28 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
             run = runs[f"{output}/trials/{row['trial']}"]
             history = client.get_metric_history(run.info.run_id, "validation/psnr")
             assert {point.step for point in history} == set(range(2, 41, 2))
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_interrupted_is_not_done_and_goes_on(inputs) -> None:
+    output = inputs.root / "interrupted"
+    optim = replace(inputs.distillation().optim, steps=40)
+    base = inputs.distillation(tracking=TrackingConfig(enabled=False), optim=optim)
+    points = ("optim.learning_rate=2e-3",)
+    config = TuneConfig(
+        distill=base, output=str(output), space=SPACE, points=points, trials=2, concurrent=1, asha=False
+    )
+    log = inputs.root / "interrupted.log"
+    process = start_job(config, log, "--no-asha", "--distill.tracking.no-enabled")
+    wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")), process, log)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(JOB_TIMEOUT_S) == INTERRUPTED
+    assert "error: interrupted; run the same command again to go on" in log.read_text()
+    assert not (output / "best.toml").exists()
+    process = start_job(config, log, "--no-asha", "--distill.tracking.no-enabled")
+    assert process.wait(JOB_TIMEOUT_S) == 0, log.read_text()[-3000:]
+    rows = json.loads((output / "report.json").read_text())["rows"]
+    assert [row["outcome"] for row in rows] == ["finished"] * 2
 
 
 def is_worker(process: psutil.Process) -> bool:
