@@ -23,7 +23,7 @@ from pipelines.config import presets
 from pipelines.redaction import redact
 from pipelines.reporting import Report
 
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED = 2, 130
 # The lines and corners of the boxes that the flag parser draws around its errors; dashes where stdout is not UTF-8.
 BOX = re.compile(r"[\u2500-\u257f]+|-{4,}")
 
@@ -67,11 +67,13 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         logger.debug("the job failed", exc_info=True)
         fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to go on", INTERRUPTED)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {redact(message)}", markup=False)
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(status)
 
 
 def take_sources(argv: list[str]) -> tuple[Sources, list[str]]:

@@ -105,19 +105,31 @@ def use_gpu(compute: ComputeConfig) -> bool:
 
 
 def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
-    """Workers that reserve every CPU wait without end for data that nothing loads: refused locally, else pointed out.
+    """What would wait without end: too few GPUs, or workers that reserve every CPU, so that nothing loads their data.
 
     Args:
         more_cpus: what is reserved beside the workers.
+
+    Raises:
+        ValueError: if Ray is local; a cluster may grow, so there it is only pointed out.
     """
+    if use_gpu(compute) and compute.min_workers > num_gpus():
+        point_out(
+            f"{compute.min_workers} workers need a GPU each, but Ray has {num_gpus()}; lower compute.workers, or use "
+            "--compute.gpu no"
+        )
     workers = min(compute.max_workers, num_gpus()) if num_gpus() and use_gpu(compute) else compute.max_workers
     reserved, there = workers * compute.cpus_per_worker + more_cpus, resources().get("CPU", 0.0)
     if reserved + TASK_CPUS <= there:
         return
-    message = (
+    point_out(
         f"the workers reserve {reserved:g} CPUs, and loading their data needs {TASK_CPUS:g} more, but Ray has "
         f"{there:g}; lower compute.workers or compute.cpus-per-worker"
     )
+
+
+def point_out(message: str) -> None:
+    """Refuses what a local Ray has no room for; on a cluster, which may grow, says it and goes on."""
     if not os.environ.get("RAY_ADDRESS"):
         raise ValueError(message)
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"{message}, unless machines are added", markup=False)

@@ -15,9 +15,11 @@ import botocore.exceptions
 import botocore.parsers
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 RETRY_ATTEMPTS = 8
+PYARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 # Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 # What HTTP clients below fsspec raise for connections that broke, as often as they are let through untranslated.
@@ -92,11 +94,35 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
+def for_ray(url: str) -> tuple[str, FileSystem | None]:
+    """A URL as Ray's `storage_path` and `storage_filesystem`, which know pyarrow's stores by themselves."""
+    if is_local(url) or resolve(url).partition("://")[0] in PYARROW_SCHEMES:
+        return resolve(url), None
+    filesystem, path = open_filesystem(url)
+    return path, PyFileSystem(FSSpecHandler(filesystem))
+
+
 @_with_retries
 def read_bytes(url: str) -> bytes:
     filesystem, path = open_filesystem(url)
     data: bytes = filesystem.cat_file(path)
     return data
+
+
+@_with_retries
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file, or as many of them as it has."""
+    filesystem, path = open_filesystem(url)
+    data: bytes = filesystem.cat_file(path, start=start, end=stop)
+    return data
+
+
+@_with_retries
+def size_of(url: str) -> int:
+    """Bytes of a file."""
+    filesystem, path = open_filesystem(url)
+    filesystem.invalidate_cache()
+    return int(filesystem.size(path))
 
 
 @_with_retries

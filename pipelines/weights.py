@@ -5,6 +5,7 @@ import io
 import pickle
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -44,18 +45,29 @@ def read_tensors(url: str) -> dict[str, Tensor]:
     """A state dict from a .safetensors or, without unpickling code, a .pth file.
 
     Raises:
-        ValueError: if there is nothing at the URL.
+        ValueError: if there is nothing at the URL, or no state dict.
     """
     try:
         data = storage.read_bytes(url)
     except FileNotFoundError:
         raise ValueError(f"there is no state dict at {url}; give the URL of a .safetensors or .pth file") from None
-    if is_pth(data):
-        state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return state
-    return dict(load(data))
+    try:
+        if is_pth(data):
+            state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return state
+        return dict(load(data))
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the state dict at {url} cannot be read ({reason[:200]}); give another file") from None
 
 
 def load_lpips(url: str) -> Lpips:
-    """The perceptual distance over the backbone at a URL, read without pickle."""
-    return Lpips(read_tensors(url))
+    """The perceptual distance over the backbone at a URL, read without pickle.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return Lpips(read_tensors(url))
+    except KeyError as error:
+        raise ValueError(f"the state dict at {url} lacks {error}; give a whole VGG16's or AlexNet's") from None

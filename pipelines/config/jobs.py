@@ -156,12 +156,12 @@ class PrecomputeConfig:
 class DistillConfig:
     """Distil the teacher into students of half its steps, stage by stage."""
 
-    cache: str
-    """URL that precompute wrote to (its stage folders lie below); made by precompute."""
     teacher: str
     """URL of the teacher's weights; every student starts from them."""
     output: str
     """URL of the run: checkpoints, student-N.safetensors and report.json."""
+    cache: str = ""
+    """URL that precompute wrote to (its stage folders lie below); trajectories online and stream need none."""
     pairs: str = ""
     """URL of the pair dataset, for validation and for trajectories that are not cached."""
     stages: IntList = (16, 8, 4)
@@ -206,6 +206,10 @@ class DistillConfig:
             self.trajectories != "stream" or not self.compute.elastic,
             f"compute.workers is {self.compute.workers}, but trajectories stream need a fixed number; give one",
         )
+        require(
+            self.trajectories != "cache" or bool(self.cache),
+            "cache is empty, but trajectories are to come from one; add --cache URL, or --trajectories online",
+        )
         require(self.teacher_actors >= 1, f"teacher_actors is {self.teacher_actors}, but must be at least 1")
         require(
             self.trajectories == "cache" or bool(self.pairs),
@@ -248,6 +252,7 @@ class TuneConfig:
     def __post_init__(self) -> None:
         make_absolute(self, "output")
         require(self.trials >= 1, f"trials is {self.trials}, but must be at least 1")
+        require(self.asha or not self.grace_steps, "grace_steps is for asha, which is off; drop one of them")
         for name in ("trial_steps", "concurrent", "grace_steps"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, but must not be negative")
         require(

@@ -92,6 +92,12 @@ class TrackingConfig:
     licence: str = ""
     """Licence of the training data, for the model's card; empty means that it is not known."""
 
+    def __post_init__(self) -> None:
+        wrong = sorted(set(self.model) & set("/:'\""))
+        require(
+            not wrong, f"model is {self.model!r}, but a registered model's name has no {' '.join(wrong)}; leave it out"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
@@ -169,6 +175,9 @@ class OptimConfig:
         )
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}, but must be above 0; 1e-4 is usual")
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}, but must be in [0, 1); 0.999 is usual")
+        require(
+            self.max_nonfinite >= 0, f"max_nonfinite is {self.max_nonfinite}, but must not be negative; 10 is usual"
+        )
         require(self.grad_clip > 0, f"grad_clip is {self.grad_clip}, but must be above 0; inf switches it off")
 
 
@@ -190,6 +199,12 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         require(self.every >= 1, f"every is {self.every}, but must be at least 1 step")
         require(self.keep >= 1, f"keep is {self.keep}, but at least 1 checkpoint must be kept")
+        require(self.validate_every >= 0, f"validate_every is {self.validate_every}, but must be at least 0 (off)")
+        require(self.validation_images >= 1, f"validation_images is {self.validation_images}, but must be at least 1")
+        require(
+            self.validation_crop == 0 or self.validation_crop >= 11,  # SSIM's window
+            f"validation_crop is {self.validation_crop}, but SSIM needs 11 pixels; 0 takes whole images",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

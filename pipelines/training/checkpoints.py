@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as encode
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from pipelines import shards
 from pipelines.config.parts import OptimConfig
 from reddit_core.unet import UNet
 
@@ -77,17 +79,26 @@ class SavedState:
     name: str
 
 
-def save(state: TrainState, optim: OptimConfig) -> SavedState:
-    """Writes the state to a temporary folder."""
+def save(state: TrainState, optim: OptimConfig, settings: Mapping[str, Any]) -> SavedState:
+    """Writes the state, and what the run is made with, to a temporary folder.
+
+    Raises:
+        OSError: if the disk is full, say.
+    """
     tensors = {f"unet/{name}": value for name, value in state.unet.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in state.ema_unet.state_dict().items()}
     for name, parameter in state.unet.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer/{name}/{key}"] = value
     facts = {name: getattr(state, name) for name in FACTS} | {"averaged": int(state.ema.n_averaged)}
-    folder = tempfile.mkdtemp(prefix="reddit-checkpoint-")
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, Path(folder) / STATE_FILE, {"state": json.dumps(facts)})
+    data = encode(contiguous, {"state": json.dumps(facts), "settings": json.dumps(settings)})
+    folder = tempfile.mkdtemp(prefix="reddit-checkpoint-")
+    try:
+        (Path(folder) / STATE_FILE).write_bytes(data)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return SavedState(folder, f"{STEP_PREFIX}{state.global_step(optim):09d}")
 
 
@@ -106,10 +117,18 @@ def step_of(checkpoint: Checkpoint) -> int:
     return int(Path(checkpoint.path).name.removeprefix(STEP_PREFIX))
 
 
-def restore(state: TrainState, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's weights, average and optimizer into a freshly begun state."""
+def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Puts a checkpoint's weights, average and optimizer into a freshly begun state.
+
+    Raises:
+        ValueError: if the checkpoint is of a run that is made with other settings or records.
+    """
     with checkpoint.as_directory() as folder, safe_open(Path(folder) / STATE_FILE, "pt") as file:
-        facts = json.loads(file.metadata()["state"])
+        metadata = file.metadata()
+        facts = json.loads(metadata["state"])
+        if "settings" in metadata:  # which checkpoints of before 2026-11-26 lack
+            found = json.loads(metadata["settings"])
+            shards.refuse_mismatch(found, settings, f"the checkpoint {checkpoint.path}")
         parts: dict[str, dict[str, Tensor]] = {"unet": {}, "ema": {}, "optimizer": {}}
         names: list[str] = file.keys()
         for key in names:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,6 +143,7 @@ def make_stream(config: DistillConfig) -> Stream:
                 Stage(order=Order(shard_rows=rows, seed=config.optim.seed), load=load, source=url, key=manifest.key)
             )
             continue
+        teacher.schedule.grid(stage)  # refuses steps that the schedule does not have
         manifest = shards.read_manifest(config.pairs, "pairs")
         plan = plan_shards(manifest, "train", config.segment, RECORDS_PER_SHARD)
         online = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, stage)
@@ -193,27 +195,20 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     names = [student_name(stage) for stage in config.stages]
     check_inputs(config)
     stream = make_stream(config)
-    runs.record_config(config.output, config, stream)
+    settings = runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
     inputs = registry.inputs_of(config, stream)
     with runs.tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
     ) as run:
         if not done:
-            runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
+            runs.fit(runs.make_trainer(make_loop(config, run, settings), stream, config.output))
         last = storage.join(config.output, names[-1])
         model = registry.register(run, config, last)
-    if done:
-        return Report(title=f"The students are already distilled: {config.output}", rows=student_rows(config))
-    report = Report(
-        title="Students",
-        rows=student_rows(config),
-        facts={"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
-        | ({"mlflow_model": model} if model else {}),
-        url=config.output,
-    )
-    reporting.save(report)
-    return report
+    facts: dict[str, Any] = {"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
+    facts |= {"mlflow_model": model} if model else {}
+    report = Report(title="Students", rows=student_rows(config), facts=facts, url=config.output)
+    return runs.save_report(report, f"The students are already distilled: {config.output}" if done else "")
 
 
 def validation_of(config: DistillConfig) -> ValidationImages | None:
@@ -231,9 +226,16 @@ def check_inputs(config: DistillConfig) -> None:
         load_lpips(config.lpips)
 
 
-def make_loop(config: DistillConfig, run: RunHandle) -> Loop:
+def make_loop(config: DistillConfig, run: RunHandle, settings: runs.Settings | None = None) -> Loop:
     objective = DistillObjective(config, validation_of(config))
-    return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
+    return Loop(
+        objective=objective,
+        optim=config.optim,
+        checkpoint=config.checkpoint,
+        compute=config.compute,
+        run=run,
+        settings=settings or {},
+    )
 
 
 def student_rows(config: DistillConfig) -> list[reporting.Row]:

@@ -5,10 +5,11 @@ which records come next (`order.py`), which noise is drawn, what the learning ra
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,13 +62,14 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """All that a worker needs to train."""
+    """All that a worker needs to train; `settings` say what with, and are kept in every checkpoint."""
 
     objective: Objective
     optim: OptimConfig
     checkpoint: CheckpointConfig
     compute: ComputeConfig
     run: RunHandle
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
@@ -83,8 +85,12 @@ def check_workers(optim: OptimConfig, compute: ComputeConfig) -> None:
     )
 
 
-def train_worker(config: dict[str, Loop]) -> None:
-    """What runs on every training worker: from the newest checkpoint to the end of the last stage."""
+def train_worker(config: dict[str, Loop]) -> str:
+    """What runs on every training worker: from the newest checkpoint to the end of the last stage.
+
+    Returns:
+        Why the run stopped before, and where; else nothing.
+    """
     loop = config["loop"]
     # The run's logging_config only filters Ray Train's own handlers; its records still reach the worker's root logger,
     # some from loggers that are named after files.
@@ -92,12 +98,14 @@ def train_worker(config: dict[str, Loop]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
-    torch.set_num_threads(loop.compute.threads or max(1, torch.get_num_threads()))
+    # Ray has set the number of threads to that of the reserved CPUs, which are logical ones.
+    cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    torch.set_num_threads(loop.compute.threads or cores)
     with ExitStack() as stack:
         writer = RunWriter(loop.run) if rank == 0 else None
         if writer:
             stack.callback(writer.close)
-        Worker(loop, rank, context.get_world_size(), device, writer).train()
+        return Worker(loop, rank, context.get_world_size(), device, writer).train()
 
 
 class Worker:
@@ -107,23 +115,26 @@ class Worker:
         self.loop, self.rank, self.world_size, self.device, self.writer = loop, rank, world_size, device, writer
         self.progress = Progress(loop.num_steps, loop.optim.batch_size)
         self.metrics: dict[str, float] = {}
-        self.warned = False
+        self.warned, self.stopped = False, ""
 
-    def train(self) -> None:
+    def train(self) -> str:
+        """Trains to the end, or until too much is not finite; returns why it stopped, if it did."""
         checkpoint = ray.train.get_checkpoint()
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         steps = self.loop.optim.steps
         if step == self.loop.num_steps:
-            return
+            return ""
         self.begin_stage(step // steps)
         if checkpoint and step % steps:
-            checkpoints.restore(self.state, checkpoint)
+            checkpoints.restore(self.state, checkpoint, self.loop.settings)
         for batch in self.batches(step):
             if self.state.step == steps:
                 self.begin_stage(self.state.stage + 1)
             self.step(batch)
-            if not self.after_step():
-                return
+            self.after_step()
+            if self.stopped:
+                break
+        return self.stopped
 
     def begin_stage(self, stage: int) -> None:
         torch.manual_seed(self.loop.optim.seed)
@@ -131,9 +142,21 @@ class Worker:
         use_channels_last(unet, bf16=False)
         self.state = TrainState.begin(stage, unet, self.loop.optim)
         self.parallel = DistributedDataParallel(unet) if self.world_size > 1 else None
+        if self.parallel:
+            self.settle_buckets(self.parallel)
         self.network: Network = self.parallel or unet
         if self.loop.optim.compile:
             self.network = torch.compile(self.network)
+
+    def settle_buckets(self, parallel: DistributedDataParallel) -> None:
+        """One backward that counts for nothing: DDP orders its sums anew after the first one of a process.
+
+        Three or more workers would else add up in another order after a restart, and end with other last bits.
+        """
+        size = self.state.unet.config.size_multiple
+        z, level = torch.zeros(1, 3, size, size, device=self.device), torch.ones(1, device=self.device)
+        parallel(z, z, level).sum().backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """This worker's share of every batch from a global step on, after checking that it is the right one."""
@@ -162,7 +185,8 @@ class Worker:
             group["lr"] = learning_rate(optim, state.step)
         terms = self.accumulate_gradients(batch, generator)
         norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), optim.grad_clip)
-        if bool(torch.isfinite(norm)):
+        self.is_finite = bool(torch.isfinite(norm))
+        if self.is_finite:
             state.optimizer.step()
             state.ema.update_parameters(state.unet)
         else:
@@ -194,27 +218,27 @@ class Worker:
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + (values.detach() * count).sum()
         return {name: value / counts.sum().clamp(min=1) for name, value in sums.items()}
 
-    def after_step(self) -> bool:
-        """Progress, validation, the stage's end, checkpoint; False when the run has to stop."""
+    def after_step(self) -> None:
+        """Progress, validation, the stage's end, checkpoint; says when the run has to stop."""
         state, every = self.state, self.loop.checkpoint
         ended = state.step == self.loop.optim.steps
         rates = {"learning_rate": learning_rate(self.loop.optim, state.step - 1), "skipped": float(state.skipped)}
         if self.rank == 0 and (shown := self.progress.due(rates)) and self.writer:
             self.writer.metrics(shown, state.global_step(self.loop.optim))
+        if state.skipped > self.loop.optim.max_nonfinite:
+            self.stopped = f"at step {state.global_step(self.loop.optim)} after too many non-finite losses"
+            return
         validates = every.validate_every and (state.step % every.validate_every == 0 or ended)
         if validates and self.rank == 0:
             self.validate()
         if ended and self.rank == 0:
             self.loop.objective.save(state.stage, state.ema_unet, self.metrics)
-        stopped = state.skipped > self.loop.optim.max_nonfinite
-        if stopped:
-            state.skipped = 0  # what was skipped left no trace; a rerun may skip as many again
-        if stopped or ended or state.step % every.every == 0 or self.preempted():
-            saved = checkpoints.save(state, self.loop.optim) if self.rank == 0 else None
-            self.report(saved, stopped="non-finite losses" if stopped else "")
+        # Weights after which nothing is finite are no state to go on from; those before are kept.
+        due = (state.step % every.every == 0 or self.preempted()) and self.is_finite
+        if due or ended:
+            self.report(checkpoints.save(state, self.loop.optim, self.loop.settings) if self.rank == 0 else None)
         elif validates:
             self.report(None)
-        return not stopped
 
     def preempted(self) -> bool:
         """Whether a node has just been told that it will be taken away; asked now and then, as all must ask."""
@@ -234,17 +258,13 @@ class Worker:
             self.writer.metrics({f"validation/{name}": value for name, value in self.metrics.items()}, step)
             if grid is not None:
                 self.writer.image(f"validation/{self.loop.objective.stages[state.stage]}", grid, step)
+            self.writer.secure()  # a sweep may stop this trial for what it is about to report
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         print(f"{self.loop.objective.stages[state.stage]} step {state.step}: validation {figures}", flush=True)
 
-    def report(self, checkpoint: checkpoints.SavedState | None, stopped: str = "") -> None:
-        metrics = {
-            **self.metrics,
-            "stage": self.state.stage,
-            "step": self.state.global_step(self.loop.optim),
-            "stopped": stopped,
-        }
-        checkpoints.report(metrics, checkpoint)
+    def report(self, checkpoint: checkpoints.SavedState | None) -> None:
+        step = self.state.global_step(self.loop.optim)
+        checkpoints.report({**self.metrics, "stage": self.state.stage, "step": step}, checkpoint)
 
 
 def autocast(network: Network, device: torch.device, *, enabled: bool) -> Network:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -14,24 +15,29 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import shards, storage
+from pipelines import reporting, shards, storage
 from pipelines.cluster import use_gpu
 from pipelines.config.parts import TrackingConfig
 from pipelines.redaction import redact_tree
+from pipelines.reporting import Report
 from pipelines.tracking import InputData, RunHandle, close_run, open_run
+from pipelines.training import recovery
 from pipelines.training.checkpoints import step_of
 from pipelines.training.loop import Loop, train_worker
 from pipelines.training.stream import Stream, make_dataset
 
-CONFIG = "config.json"
+CONFIG, IDENTITY = "config.json", "identity"
 CHECKPOINTS = "checkpoints"
 # What Ray Data may hold ready for each worker: several spans, however long the run.
 READY_BYTES = 2**29
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
-# For people: a damaged shard, say. Ray Data passes on as text alone what a task raised.
-RAISED_BY_A_TASK = re.compile(r"^ValueError: (.+)$", re.MULTILINE)
+# For people: a damaged shard, or one that is gone. Ray passes on as text alone what a task, or its controller, raised.
+OF_STORAGE = r"OSError|FileNotFoundError|PermissionError|TimeoutError|Connection\w*Error|ClientError"
+RAISED_ELSEWHERE = re.compile(rf"^(?:[\w.]+\.)?(ValueError|{OF_STORAGE}): (.+)$", re.MULTILINE)
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
+
+Settings = Mapping[str, Any]
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -45,24 +51,25 @@ def facts_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in settings_of(config).items() if name not in PLACES}
 
 
-def record_config(output: str, config: Any, stream: Stream) -> None:
-    """Writes the resolved config of a new run and what its records are made of.
+def record_config(output: str, config: Any, stream: Stream) -> Settings:
+    """Writes the resolved config of a new run and what its records are made of, and returns both.
 
     Raises:
         ValueError: if the run was started with another config, or other records, of another teacher for example.
     """
-    record_settings(output, settings_of(config), stream, "run")
+    return record_settings(output, settings_of(config), stream, "run")
 
 
-def record_settings(output: str, settings: Mapping[str, Any], stream: Stream, what: str) -> None:
+def record_settings(output: str, settings: Settings, stream: Stream, what: str) -> Settings:
     """`record_config` of settings that are chosen already, for a run or a sweep (`what`)."""
     settings = {**settings, "records": [stage.key for stage in stream.stages]}
     url = storage.join(output, CONFIG)
     if storage.exists(url):
         shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
-        return
+        return settings
     storage.check_writable(output)
     storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+    return settings
 
 
 @contextlib.contextmanager
@@ -82,13 +89,31 @@ def tracked_run(
     it ended.
     """
     name, tags = storage.resolve(output), {"reddit.job": job}
-    handle = open_run(tracking, name, asdict(config), tags=tags, inputs=inputs, parent=parent, resume=not done)
+    identity = identity_of(output) if tracking.enabled else ""
+    handle = open_run(
+        tracking, name, asdict(config), tags=tags, inputs=inputs, parent=parent, identity=identity, resume=not done
+    )
     ended: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         yield handle
         ended = "FINISHED"
     finally:
         close_run(handle, ended)
+
+
+def identity_of(output: str) -> str:
+    """Drawn when a job first writes to an output, and kept there: another output of the same name has another one."""
+    url = storage.join(output, IDENTITY)
+    if not storage.exists(url):
+        storage.write_bytes(url, uuid.uuid4().hex.encode())
+    return storage.read_bytes(url).decode()
+
+
+def save_report(report: Report, done: str) -> Report:
+    """Writes a run's report, unless it was there; a run that was `done` before has that as its title, and only rows."""
+    if not done or not storage.exists(storage.join(report.url, reporting.FILE)):
+        reporting.save(report)
+    return Report(title=done, rows=report.rows) if done else report
 
 
 def finished(output: str, names: Sequence[str]) -> bool:
@@ -99,7 +124,7 @@ def finished(output: str, names: Sequence[str]) -> bool:
 def latest_step(output: str) -> int:
     """The global step of the newest committed checkpoint of a run, 0 if there is none."""
     try:
-        checkpoint = Result.from_path(storage.join(output, CHECKPOINTS)).checkpoint
+        checkpoint = Result.from_path(*storage.for_ray(storage.join(output, CHECKPOINTS))).checkpoint
     except RuntimeError:  # Ray's word for "no such run yet"
         return 0
     return step_of(checkpoint) if checkpoint else 0
@@ -119,12 +144,15 @@ class RemainingData(DataConfig):
 
 def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[Any] = ()) -> TorchTrainer:
     """The Ray Train run whose checkpoints lie at `output/checkpoints`; fitting it again goes on from them."""
+    storage.check_writable(output)
+    recovery.forget_damaged(storage.join(output, CHECKPOINTS))
+    path, filesystem = storage.for_ray(output)
     compute = loop.compute
     gpu = use_gpu(compute)
     ready = ExecutionResources(object_store_memory=READY_BYTES * compute.max_workers)
     options = ExecutionOptions(preserve_order=True, resource_limits=ready)
     return TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type] # statically, the first version again, which returns nothing
         train_loop_config={"loop": loop},
         scaling_config=ScalingConfig(
             num_workers=compute.workers,  # type: ignore[arg-type] # the first version again
@@ -133,7 +161,8 @@ def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[An
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,
-            storage_path=storage.resolve(output),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=loop.checkpoint.keep),
             callbacks=list(callbacks),
@@ -167,24 +196,35 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
         OSError: if storage could not be written or read, even after the workers were started again.
     """
     try:
-        metrics = trainer.fit().metrics or {}
+        result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         for cause in causes_of(error):
-            if isinstance(cause, ray.exceptions.RayError):
-                if raised := RAISED_BY_A_TASK.search(str(cause)):
-                    raise ValueError(raised[1]) from error
-                continue
-            if isinstance(cause, OSError):
-                raise OSError(
-                    f"storage failed during training ({one_line(cause)}); the checkpoints before are kept; "
-                    "mend it, and run the same command again to go on"
-                ) from error
-            if isinstance(cause, ValueError):
-                raise ValueError(one_line(cause)) from error
+            raise_for_people(cause)
         raise
-    if metrics.get("stopped"):
+    except ray.exceptions.RayError as error:  # Ray Train's controller itself could not be started
+        raise_for_people(error)
+        raise
+    if stopped := getattr(result, "return_value", ""):
         raise ValueError(
-            f"training stopped at step {metrics['step']} after too many {metrics['stopped']}; the last good checkpoint "
-            "is kept; lower optim.learning_rate, or use optim.precision fp32"
+            f"training stopped {stopped}; the last good checkpoint is kept, and the same settings would "
+            "end there again: use another --output with a lower optim.learning_rate, or with optim.precision fp32"
         )
-    return metrics
+    return result.metrics or {}
+
+
+def raise_for_people(cause: BaseException) -> None:
+    """Raises what a person can do something about, in one line; returns where there is none."""
+    kind, reason = type(cause).__name__, one_line(cause)
+    if isinstance(cause, ray.exceptions.RayError):
+        found = RAISED_ELSEWHERE.findall(str(cause))
+        if not found:
+            return
+        kind, reason = found[-1]
+    elif not isinstance(cause, OSError | ValueError):
+        return
+    if kind == "ValueError" or isinstance(cause, ValueError):
+        raise ValueError(reason) from cause
+    raise OSError(
+        f"storage failed during training ({reason}); the checkpoints before are kept; mend it, and run the same "
+        "command again to go on"
+    ) from cause

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import reporting, shards, storage
+from pipelines import shards, storage
 from pipelines.cluster import check_room
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import SegmentConfig
@@ -128,6 +128,7 @@ def check_inputs(config: TeacherConfig) -> None:
     check_workers(config.optim, config.compute)
     check_room(config.compute)
     ValidationImages(config.pairs, config.checkpoint).check()
+    config.schedule.grid(config.validation_steps)
     if not config.init:
         return
     file = load_unet(config.init)
@@ -146,21 +147,26 @@ def train_teacher(config: TeacherConfig) -> Report:
     check_inputs(config)
     weights = storage.join(config.output, WEIGHTS)
     stream = make_stream(config)
-    runs.record_config(config.output, config, stream)
-    if runs.finished(config.output, [WEIGHTS]):
-        with runs.tracked_run(config.tracking, config.output, config, job="train_teacher", done=True):
-            return Report(title=f"The teacher is already trained: {weights}")
-    with runs.tracked_run(config.tracking, config.output, config, job="train_teacher") as run:
-        metrics = runs.fit(runs.make_trainer(make_loop(config, run), stream, config.output))
-    row = {"weights": weights, **{name: value for name, value in metrics.items() if isinstance(value, float)}}
+    settings = runs.record_config(config.output, config, stream)
+    done = runs.finished(config.output, [WEIGHTS])
+    with runs.tracked_run(config.tracking, config.output, config, job="train_teacher", done=done) as run:
+        if not done:
+            runs.fit(runs.make_trainer(make_loop(config, run, settings), stream, config.output))
+    row = {"weights": weights, **load_unet(weights).facts["validation"]}
     report = Report(title="Teacher", rows=[row], facts={"steps": config.optim.steps}, url=config.output)
-    reporting.save(report)
-    return report
+    return runs.save_report(report, f"The teacher is already trained: {weights}" if done else "")
 
 
-def make_loop(config: TeacherConfig, run: RunHandle) -> Loop:
+def make_loop(config: TeacherConfig, run: RunHandle, settings: runs.Settings | None = None) -> Loop:
     objective = TeacherObjective(config, ValidationImages(config.pairs, config.checkpoint))
-    return Loop(objective=objective, optim=config.optim, checkpoint=config.checkpoint, compute=config.compute, run=run)
+    return Loop(
+        objective=objective,
+        optim=config.optim,
+        checkpoint=config.checkpoint,
+        compute=config.compute,
+        run=run,
+        settings=settings or {},
+    )
 
 
 def plan_train_teacher(config: TeacherConfig) -> Report:

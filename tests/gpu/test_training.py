@@ -111,9 +111,9 @@ def same(state: TrainState, other: TrainState) -> bool:
 
 def moved(worker: Worker, loop: Loop, device: torch.device) -> Worker:
     """A fresh worker on a device that goes on from a checkpoint of another's state."""
-    saved = checkpoints.save(worker.state, loop.optim)
+    saved = checkpoints.save(worker.state, loop.optim, {})
     other = begin(loop, device)
-    checkpoints.restore(other.state, Checkpoint.from_directory(saved.folder))
+    checkpoints.restore(other.state, Checkpoint.from_directory(saved.folder), {})
     return other
 
 

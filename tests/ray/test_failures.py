@@ -1,5 +1,6 @@
 """Training through failures: workers and nodes that die, a cluster that shrinks and grows, storage that fails."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import torch
 from pipelines.config.jobs import IngestConfig, TeacherConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
 from pipelines.pairs.ingest import ingest
+from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
 from pipelines.weights import load_unet
 from reddit_core.unet import UNetConfig
@@ -78,9 +80,35 @@ def test_a_rate_that_blows_up_stops_the_run_at_its_last_good_checkpoint(whole: T
     optim = replace(whole.optim, steps=20, learning_rate=1e30, max_nonfinite=2)
     checkpoint = replace(whole.checkpoint, every=1)
     config = replace(whole, output=str(tmp_path / "run"), optim=optim, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match=r"training stopped at step \d+ after too many non-finite losses"):
+    kept = []
+    for _ in range(2):  # run again, it ends there again, and takes nothing away
+        with pytest.raises(ValueError, match=r"training stopped at step (\d+) after too many non-finite") as stopped:
+            train_teacher(config)
+        last_skipped = int(re.findall(r"at step (\d+)", str(stopped.value))[0])
+        kept.append(sorted(path.name for path in Path(config.output, "checkpoints").glob("step-*")))
+        assert kept[-1] and kept[-1][-1] < f"step-{last_skipped - 2:09d}", (
+            "it holds weights after which nothing is finite"
+        )
+    assert kept[0] == kept[1]
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(whole: TeacherConfig, tmp_path: Path) -> None:
+    config = replace(whole, output=str(tmp_path / "run"), compute=ComputeConfig(threads=1, max_failures=0))
+    checkpoints = Path(config.output, "checkpoints")
+    in_the_way = checkpoints / "step-000000100"
+    checkpoints.mkdir(parents=True)
+    in_the_way.write_text("so that the run ends here")
+    with pytest.raises(OSError, match="storage failed during training"):
         train_teacher(config)
-    assert list(Path(config.output, "checkpoints").glob("step-*"))
+    in_the_way.unlink()
+    newest = checkpoints / "step-000000080" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot.read_text()[:100])
+    recovery.forget_damaged(str(checkpoints))
+    assert runs.latest_step(config.output) == 60
+    train_teacher(config)
+    assert weights_of(config) == weights_of(whole)
 
 
 def test_storage_that_fails_in_mid_run_is_one_error_and_the_run_goes_on_when_it_is_mended(
@@ -96,6 +124,13 @@ def test_storage_that_fails_in_mid_run_is_one_error_and_the_run_goes_on_when_it_
     in_the_way.unlink()
     train_teacher(config)
     assert weights_of(config) == weights_of(whole)
+
+
+def test_a_store_that_only_fsspec_knows_holds_a_run(whole: TeacherConfig, tmp_path: Path) -> None:
+    config = replace(whole, output=f"local://{tmp_path}/run", optim=replace(whole.optim, steps=40))
+    train_teacher(config)
+    assert runs.latest_step(config.output) == 40
+    assert (tmp_path / "run" / "checkpoints" / "step-000000040" / "state.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -117,8 +117,10 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> 
     process.communicate()
 
 
-def contents(folder: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*.arrow"))}
+def contents(folder: str | Path) -> dict[str, bytes]:
+    """Every file of every stage's cache, its manifest too."""
+    root = Path(folder)
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("*/**/*") if path.is_file()}
 
 
 def test_the_teacher_learned_and_its_weights_say_what_they_are(made: Made) -> None:
@@ -177,11 +179,12 @@ def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
     killed = made.root / "cache-killed"
     flags = f"""--pairs {made.pairs} --teacher {made.weights} --output {killed} --stages 4,2 --segment.crop 16
         --segment.crops 3 --records-per-shard 5 --batch-size 2 --compute.threads 1""".split()
-    kill_when(run_job("precompute", *flags), lambda: len(contents(str(killed))) >= 2)
+    kill_when(run_job("precompute", *flags), lambda: len(list(killed.rglob("shards/*.json"))) >= 2)
     report = precompute(replace(made.cache, output=str(killed)))
     assert report.facts["state"].startswith("computed")
     of_one = contents(made.cache.output)
-    assert all(contents(url) == of_one for url in (str(killed), *(config.output for config in several.values())))
+    assert sum(name.endswith("manifest.json") for name in of_one) == 2
+    assert all(contents(url) == of_one for url in (killed, *(config.output for config in several.values())))
 
 
 def test_precompute_says_when_there_is_nothing_to_do_and_finds_a_flipped_byte(made: Made) -> None:
@@ -239,13 +242,16 @@ def test_two_workers_with_teachers_beside_them_agree_with_one_that_runs_it_itsel
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_stops_training_with_one_line_that_names_it(made: Made) -> None:
+def test_a_shard_that_is_damaged_or_gone_stops_training_with_one_line_that_names_it(made: Made) -> None:
     config = replace(distill_config(made, "damaged"), compute=replace(ONE_THREAD, max_failures=0))
     shard = next(Path(made.cache.output).rglob("4-*/shards/*.arrow"))
     data = shard.read_bytes()
     shard.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
     try:
         with pytest.raises(ValueError, match=rf"^[^\n]*{shard.stem}[^\n]*$"):
+            distill(config)
+        shard.unlink()
+        with pytest.raises(OSError, match=rf"^storage failed during training [^\n]*{shard.stem}[^\n]*$"):
             distill(config)
     finally:
         shard.write_bytes(data)
@@ -286,6 +292,29 @@ def test_students_come_out_of_every_stage_and_two_workers_agree_with_one(made: M
             for run in ("distill", "distill-two")
         )
         check_agreement(alone, together)
+
+
+@pytest.mark.slow
+def test_a_distillation_killed_in_its_second_stage_ends_with_the_same_students_bit_for_bit(made: Made) -> None:
+    """Two workers, whose order of adding gradients up is fixed."""
+    config = replace(
+        distill_config(made, "undisturbed"),
+        optim=OptimConfig(steps=40, batch_size=4, warmup_steps=1, ema_decay=0.9),
+        compute=ComputeConfig(workers=2, cpus_per_worker=0.5, threads=1),
+        checkpoint=CheckpointConfig(every=4, validate_every=0),
+    )
+    distill(config)
+    killed = replace(config, output=str(made.root / "distill-killed"))
+    flags = f"""--pairs {made.pairs} --teacher {made.weights} --cache {config.cache} --output {killed.output}
+        --stages 4,2 --segment.crop 16 --segment.crops 3 --optim.steps 40 --optim.batch-size 4 --optim.warmup-steps 1
+        --optim.ema-decay 0.9 --compute.workers 2 --compute.cpus-per-worker 0.5 --compute.threads 1
+        --checkpoint.every 4 --checkpoint.validate-every 0 --tracking.no-enabled""".split()
+    checkpoints = Path(killed.output, "checkpoints")
+    kill_when(run_job("distill", *flags), (checkpoints / "step-000000044").exists)
+    assert not Path(killed.output, "student-1.safetensors").exists()
+    distill(killed)
+    for name in ("student-2.safetensors", "student-1.safetensors"):
+        assert Path(killed.output, name).read_bytes() == Path(config.output, name).read_bytes()
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_the_field_that_differs(made: Made) -> None:

@@ -127,3 +127,14 @@ def test_workers_leave_a_cpu_for_loading_their_data(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster may still grow
     cluster.check_room(compute)
     assert "lower compute.workers or compute.cpus-per-worker, unless machines are added" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compute", [ComputeConfig(workers=2), ComputeConfig(workers=(2, 4), gpu="yes")])
+def test_more_gpus_than_there_are_would_be_waited_for_without_end(
+    compute: ComputeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 1.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match=r"2 workers need a GPU each, but Ray has 1; lower compute.workers, or use"):
+        cluster.check_room(compute)
+    cluster.check_room(ComputeConfig(workers=(1, 4)))

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, check_stages
+from pipelines.config.parts import (
+    CheckpointConfig,
+    ComputeConfig,
+    OptimConfig,
+    SegmentConfig,
+    TrackingConfig,
+    check_stages,
+)
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from reddit_core.losses import LossWeights
 from reddit_core.unet import UNetConfig
@@ -53,6 +60,7 @@ REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (distill, {"loss": LossWeights(perceptual=0.6)}, "loss.perceptual is 0.6, but no backbone is given; add --lpips"),
     (distill, {"progressive": True}, "progressive changes the teacher .*; add --trajectories online"),
     (distill, {"progressive": True, "trajectories": "stream", "pairs": "p"}, "actors that stream read ahead"),
+    (distill, {"cache": ""}, "cache is empty, but trajectories are to come from one; add --cache URL, or --traj"),
     (distill, {"teacher_actors": 0}, "teacher_actors is 0, but must be at least 1"),
     (distill, {"trajectories": "stream"}, "trajectories stream run the teacher over the pairs; add --pairs URL"),
     (distill, {"trajectories": "online"}, "trajectories online run the teacher over the pairs; add --pairs URL"),
@@ -71,6 +79,15 @@ REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (OptimConfig, {"ema_decay": 1.0}, r"ema_decay is 1.0, but must be in \[0, 1\); 0.999 is usual"),
     (OptimConfig, {"grad_clip": 0.0}, "grad_clip is 0.0, but must be above 0; inf switches it off"),
     (CheckpointConfig, {"every": 0}, "every is 0, but must be at least 1 step"),
+    (OptimConfig, {"max_nonfinite": -1}, "max_nonfinite is -1, but must not be negative; 10 is usual"),
+    (CheckpointConfig, {"validate_every": -1}, r"validate_every is -1, but must be at least 0 \(off\)"),
+    (CheckpointConfig, {"validation_images": 0}, "validation_images is 0, but must be at least 1"),
+    (CheckpointConfig, {"validation_crop": 8}, "validation_crop is 8, but SSIM needs 11 pixels; 0 takes whole images"),
+    (
+        TrackingConfig,
+        {"model": "team/student"},
+        "model is 'team/student', but a registered model's name has no /; leave it out",
+    ),
     (CheckpointConfig, {"keep": 0}, "keep is 0, but at least 1 checkpoint must be kept"),
     (SegmentConfig, {"crop": 0}, "crop is 0, but must be at least 1"),
     (SegmentConfig, {"crops": 0}, "crops is 0, but must be at least 1"),

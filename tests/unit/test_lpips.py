@@ -1,9 +1,13 @@
 """LPIPS over random weights of the two backbones' shapes."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.weights import load_lpips
 from reddit_core.lpips import Lpips, backbone_of
 
 VGG_CHANNELS = {
@@ -95,3 +99,14 @@ def test_nothing_is_trained(states: dict[str, State]) -> None:
 def test_another_backbone_is_refused(state: State) -> None:
     with pytest.raises(ValueError, match=r"neither VGG16 nor AlexNet .* give torchvision's vgg16 or alexnet"):
         backbone_of(state)
+
+
+def test_a_file_that_is_no_backbone_is_refused_by_its_name(tmp_path: Path, states: dict[str, State]) -> None:
+    page, half = tmp_path / "page.safetensors", tmp_path / "half.safetensors"
+    page.write_text("<html>404</html>")
+    save_file({name: value for name, value in states["alex"].items() if name != "features.3.bias"}, half)
+    module = tmp_path / "module.pth"
+    torch.save(torch.nn.Conv2d(3, 4, 1), module)
+    for path, words in ((page, "cannot be read"), (module, "cannot be read"), (half, "lacks 'features.3.bias'")):
+        with pytest.raises(ValueError, match=rf"the state dict at {path} {words}"):
+            load_lpips(str(path))

@@ -1,5 +1,6 @@
-"""The worker loop by itself: sharing a batch out, and skipping what is not finite."""
+"""The worker loop by itself: a step and its rate, sharing a batch out, skipping what is not finite, checkpoints."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from pipelines.delivery.run_handle import OFF
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective
-from pipelines.training.loop import Batch, Loop, Worker, check_workers
+from pipelines.training.loop import Batch, Loop, Worker, check_workers, learning_rate
+from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
-from pipelines.weights import save_unet
+from pipelines.weights import load_unet, save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig, use_channels_last
 from reddit_core.weights import UNetFile
@@ -66,10 +68,15 @@ def gradients(loop: Loop, rank: int, world_size: int) -> dict[str, torch.Tensor]
     worker = Worker(loop, rank, world_size, CPU, None)
     worker.begin_stage(0)
     share = share_of(BATCH_SIZE, loop.optim.accumulate, world_size)
-    worker.accumulate_gradients(records(positions_of(BATCH_SIZE, share, 0, rank)), torch.Generator())
-    return {
-        name: parameter.grad for name, parameter in worker.state.unet.named_parameters() if parameter.grad is not None
-    }
+    batch, found = records(positions_of(BATCH_SIZE, share, 0, rank)), []
+    for _ in range(2):
+        worker.accumulate_gradients(batch, torch.Generator())
+        parameters = worker.state.unet.named_parameters()
+        found.append({name: value.grad.clone() for name, value in parameters if value.grad is not None})
+        worker.state.optimizer.zero_grad(set_to_none=True)
+    # Or a process that has just begun would not end with the same bits as one that went on.
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items()), "the order of sums has changed"
+    return found[0]
 
 
 def gradients_of_a_worker(rank: int, world_size: int, teacher: str, accumulate: int, folder: str) -> None:
@@ -132,6 +139,133 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(loop: Loop, n
     assert changed(worker.state, before)
 
 
+@pytest.mark.parametrize(
+    ("shape", "rates"), [("constant", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])]
+)
+def test_the_rate_warms_up_and_takes_its_shape(shape: str, rates: list[float]) -> None:
+    optim = OptimConfig(steps=110, warmup_steps=10, learning_rate=1.0, rate_shape=shape)  # type: ignore[arg-type]
+    assert [learning_rate(optim, step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert [learning_rate(optim, step) for step in (10, 60, 110)] == pytest.approx(rates, abs=1e-12)
+
+
+def test_the_average_follows_the_weights_faster_at_first(loop: Loop) -> None:
+    worker = Worker(replace(loop, optim=replace(loop.optim, ema_decay=0.15)), 0, 1, CPU, None)
+    worker.begin_stage(0)
+    expected = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
+    for step, decay in enumerate((None, 2 / 11, 0.15)):  # the first one copies, then (1 + n) / (10 + n), at most 0.15
+        worker.step(records(step * BATCH_SIZE + np.arange(BATCH_SIZE)))
+        weights = worker.state.unet.state_dict()
+        share = min(decay or 0.0, 0.15)
+        expected = {name: share * value + (1 - share) * weights[name] for name, value in expected.items()}
+    for name, value in worker.state.ema_unet.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_gradients_are_clipped_before_the_step(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(replace(loop, optim=replace(loop.optim, grad_clip=1e-3)), 0, 1, CPU, None)
+    worker.begin_stage(0)
+    norms: list[float] = []
+
+    def look() -> None:
+        norms.append(float(torch.nn.utils.get_total_norm(p.grad for p in worker.state.unet.parameters())))
+
+    monkeypatch.setattr(worker.state.optimizer, "step", look)
+    worker.step(records(np.arange(BATCH_SIZE)))
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert worker.progress.norm > 1e-2, "what is shown is the norm before"
+
+
+def test_the_best_weights_are_kept_also_after_a_restart(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(loop.objective.config, output=str(tmp_path))  # type: ignore[attr-defined]
+    figures = iter((17.0, 19.0, 18.0, 18.5))
+    monkeypatch.setattr(DistillObjective, "validate", lambda *_: ({"psnr": next(figures)}, None))
+
+    def begin() -> Worker:
+        worker = Worker(replace(loop, objective=DistillObjective(config, None)), 0, 1, CPU, None)
+        worker.begin_stage(0)
+        return worker
+
+    def kept() -> float:
+        return float(load_unet(f"{tmp_path}/student-2-best.safetensors").facts["validation"]["psnr"])
+
+    worker, psnr = begin(), []
+    for _ in range(3):
+        worker.validate()
+        psnr.append(kept())
+    assert psnr == [17.0, 19.0, 19.0]
+    restarted = begin()
+    checkpoints.restore(restarted.state, saved(worker), {})
+    restarted.validate()
+    assert kept() == 19.0
+
+
+def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
+    base = replace(loop.objective.config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online")  # type: ignore[attr-defined]
+    first = load_unet(base.teacher)
+    with torch.no_grad():
+        for parameter in first.unet.parameters():
+            parameter.add_(1)
+    save_unet(f"{tmp_path}/student-2.safetensors", first)
+    taught_by = {}
+    for progressive in (False, True):
+        objective = DistillObjective(replace(base, progressive=progressive), None)
+        student = objective.begin(1, CPU)
+        assert not changed_from(student, load_unet(base.teacher).unet), "it starts from the original teacher"
+        assert objective.teacher
+        taught_by[progressive] = objective.teacher
+    assert not changed_from(taught_by[False], load_unet(base.teacher).unet)
+    assert not changed_from(taught_by[True], first.unet)
+
+
+def changed_from(network: UNet, other: UNet) -> bool:
+    before = other.state_dict()
+    return any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def saved(worker: Worker) -> Checkpoint:
+    return Checkpoint.from_directory(checkpoints.save(worker.state, worker.loop.optim, worker.loop.settings).folder)
+
+
+def test_a_checkpoint_holds_what_the_run_is_made_with_and_serves_no_other(loop: Loop) -> None:
+    worker = Worker(replace(loop, settings={"records": ["a cache's key"], "refine_weight": 0.1}), 0, 1, CPU, None)
+    worker.begin_stage(0)
+    checkpoint = saved(worker)
+    checkpoints.restore(worker.state, checkpoint, worker.loop.settings)
+    with pytest.raises(ValueError, match=r"records is .*a cache's key.* asked for .*another"):
+        checkpoints.restore(worker.state, checkpoint, {**worker.loop.settings, "records": ["another"]})
+
+
+def test_a_full_disk_is_an_error_of_storage_and_leaves_nothing(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "STATE_FILE", "/dev/full")  # which an absolute name leads to from any folder
+    worker = Worker(loop, 0, 1, CPU, None)
+    worker.begin_stage(0)
+    with pytest.raises(OSError, match="No space left on device"):
+        saved(worker)
+    assert not list(tmp_path.glob("reddit-checkpoint-*"))
+
+
+def test_the_progress_line_and_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(num_steps=20, batch_size=4)
+    for step in range(1, 21):
+        progress.waited(0.001)
+        progress.stepped(
+            "4-to-2", step, {"loss": torch.tensor(0.25), "distill": torch.tensor(0.125)}, torch.tensor(3.0)
+        )
+        metrics = progress.due({"learning_rate": 1e-4, "skipped": 0.0})
+        assert bool(metrics) == (step in (10, 20))
+    names = {"loss", "distill", "learning_rate", "skipped", "grad_norm", "samples_per_second", "data_wait_share"}
+    assert set(metrics) == {f"train/{name}" for name in names}
+    assert (metrics["train/loss"], metrics["train/grad_norm"], metrics["train/learning_rate"]) == (0.25, 3.0, 1e-4)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("4-to-2 step 20/20, ")
+    assert "steps/s, 0.0 min left, loss 0.2500 distill 0.1250, waiting for data " in lines[-1]
+
+
 def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(loop: Loop) -> None:
     """On a GPU the optimizer is fused; its kernel takes moments of another memory layout without a word."""
 
@@ -145,7 +279,7 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     whole, resumed = begin(), begin()
     batches = [records(step * BATCH_SIZE + np.arange(BATCH_SIZE)) for step in range(3)]
     whole.step(batches[0])
-    checkpoints.restore(resumed.state, Checkpoint.from_directory(checkpoints.save(whole.state, loop.optim).folder))
+    checkpoints.restore(resumed.state, saved(whole), {})
     for batch in batches[1:]:
         whole.step(batch)
         resumed.step(batch)

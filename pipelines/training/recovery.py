@@ -1,0 +1,81 @@
+"""Going on from the newest checkpoint that is whole, where Ray Train insists on the very newest."""
+
+import json
+import logging
+from typing import Any
+
+from pipelines import storage
+from pipelines.training.checkpoints import STATE_FILE, STEP_PREFIX
+
+# Ray Train's list of a run's checkpoints, beside them.
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+HEADER_LENGTH_BYTES = 8
+
+logger = logging.getLogger(__name__)
+
+
+def forget_damaged(checkpoints: str) -> None:
+    """Takes checkpoints that are gone or cut short off Ray Train's list; makes the list anew if it is itself damaged.
+
+    Args:
+        checkpoints: URL of the folder that holds them.
+    """
+    url = storage.join(checkpoints, SNAPSHOT)
+    if not storage.exists(url):
+        return
+    data = storage.read_bytes(url)
+    try:
+        listed = json.loads(data)
+    except ValueError:
+        listed = list_anew(checkpoints)
+        logger.warning("%s was damaged and has been made anew from the checkpoints beside it", url)
+    numbered = zip(listed["checkpoint_results"], listed["checkpoint_report_indices"], strict=True)
+    whole = [(result, number) for result, number in numbered if is_whole(checkpoints, result["checkpoint_dir_name"])]
+    lost = {result["checkpoint_dir_name"] for result in listed["checkpoint_results"]}
+    lost -= {result["checkpoint_dir_name"] for result, _ in whole}
+    if lost:
+        logger.warning("the run goes on without %s, gone or damaged, of %s", ", ".join(sorted(lost)), checkpoints)
+    kept = {
+        **listed,
+        "checkpoint_results": [result for result, _ in whole],
+        "checkpoint_report_indices": [number for _, number in whole],
+        "latest_checkpoint_result": whole[-1][0] if whole else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+    }
+    if lost or kept != listed:
+        storage.write_bytes(url, json.dumps(kept).encode())
+
+
+def list_anew(checkpoints: str) -> dict[str, Any]:
+    """Ray Train's list as far as the checkpoints' names tell it."""
+    names = [name for name in storage.list_folders(checkpoints) if name.startswith(STEP_PREFIX)]
+    steps = [int(name.removeprefix(STEP_PREFIX)) for name in names]
+    results = [
+        {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": step}}
+        for name, step in zip(names, steps, strict=True)
+    ]
+    return {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(results))),
+        "latest_checkpoint_result": None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(results),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+
+
+def is_whole(checkpoints: str, name: str) -> bool:
+    """Whether a checkpoint's file is there and as long as its header says."""
+    url = storage.join(checkpoints, name, STATE_FILE)
+    try:
+        size = storage.size_of(url)
+        length = int.from_bytes(storage.read_range(url, 0, HEADER_LENGTH_BYTES), "little")
+        header = json.loads(storage.read_range(url, HEADER_LENGTH_BYTES, min(size, HEADER_LENGTH_BYTES + length)))
+    except (FileNotFoundError, ValueError):
+        return False
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    return bool(size == HEADER_LENGTH_BYTES + length + max(ends))
