@@ -10,7 +10,7 @@ from pipelines.reporting import Row, format_value
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1400px; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; }
-th { text-align: left; cursor: pointer; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { text-align: left; cursor: pointer; } .number { text-align: right; font-variant-numeric: tabular-nums; }
 small { color: #777; } .case { border-top: 2px solid #ddd; margin-top: 2em; }
 .grid { display: flex; flex-wrap: wrap; gap: 8px; } .grid figure { margin: 0; width: 210px; }
 .grid img { width: 100%; } figcaption { font-size: 12px; }
@@ -36,6 +36,14 @@ for (const head of document.querySelectorAll('th')) head.addEventListener('click
   rows.sort((a, b) => sign * order(a, b)).forEach(row => body.append(row));
 });
 """
+LABELS = {
+    "psnr": "PSNR raw, dB",
+    "psnr_gt_mean": "PSNR GT-mean, dB",
+    "ssim": "SSIM raw",
+    "ssim_gt_mean": "SSIM GT-mean",
+    "seconds_per_megapixel": "seconds per megapixel",
+    "peak_mb_per_megapixel": "peak MB per megapixel",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +73,29 @@ def render(title: str, rows: Sequence[Row], facts: Row, intervals: Sequence[Row]
         intervals: 95 % intervals of the means, one row for each method.
         cases: images to show.
     """
-    lines = "".join(f"<li>{escape(name)}: {escape(format_value(value))}</li>" for name, value in facts.items())
+    lines = "".join(f"<li>{escape(name)}: {escape(as_text(value))}</li>" for name, value in facts.items())
     shown = "".join(case_section(case) for case in cases)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{table(rows)}"
-        "<p><small>Raw figures, and gt_mean after matching the ground truth's mean brightness, which flatters. Click a "
-        f"heading to sort.</small></p><h2>95 % intervals of the means</h2>{table(intervals)}"
+        "<p><small>Raw figures, and GT-mean ones after matching the ground truth's mean brightness, which flatters. "
+        f"Click a heading to sort.</small></p><h2>95 % intervals of the means</h2>{table(intervals)}"
         f"<h2>How this was measured</h2><ul>{lines}</ul><h2>Best and worst cases</h2>{shown}"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
+def as_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {as_text(inner)}" for name, inner in value.items())
+    return ", ".join(map(as_text, value)) if isinstance(value, list | tuple) else format_value(value)
+
+
 def table(rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    head = "".join(
+        f"<th{'' if isinstance(value, str) else ' class=number'}>{escape(LABELS.get(name, name))}</th>"
+        for name, value in rows[0].items()
+    )
     body = "".join(f"<tr>{''.join(cell(value) for value in row.values())}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -119,6 +136,6 @@ def caption(case: Case, name: str) -> str:
     if row is None:
         return ""
     return (
-        f"<br>PSNR {row['psnr']:.2f} dB ({row['psnr_gt_mean']:.2f} gt_mean)<br>SSIM {row['ssim']:.3f}, "
+        f"<br>PSNR {row['psnr']:.2f} dB ({row['psnr_gt_mean']:.2f} GT-mean)<br>SSIM {row['ssim']:.3f}, "
         f"sharpness {row['sharpness']:.2f}"
     )

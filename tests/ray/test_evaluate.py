@@ -106,6 +106,8 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
     assert "data:image/jpeg;base64," in page
     assert "http" not in page.replace("http-equiv", "")
     assert "worst 1 of student:2" in page
+    assert all(f"{label}</th>" in page for label in ("PSNR raw, dB", "PSNR GT-mean, dB", "SSIM raw", "SSIM GT-mean"))
+    assert all(words in page for words in ("11x11 Gaussian window", "95 % intervals", "threads 1", 'type="range"'))
     assert all(f"{name}</h3>" in page for name in names)
     assert Image.open(output / "before_after.png").width == 3 * 300
     assert not storage.list_files(str(output / "parts"))
