@@ -1,4 +1,4 @@
-"""A look at validation images with the few-step sampler, while training goes on."""
+"""A look at validation images with the few-step sampler: by the first worker, between two steps of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
