@@ -20,7 +20,14 @@ from pipelines.trajectories.precompute import precompute
 
 def holds_the_teacher(raylet: int) -> bool:
     children = psutil.Process(raylet).children(recursive=True)
-    return any("TeacherActor" in " ".join(child.cmdline()) for child in children)
+    return any("TeacherActor" in command_of(child) for child in children)
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def main() -> None:

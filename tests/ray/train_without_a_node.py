@@ -23,7 +23,14 @@ STEPS = {"fixed": 200, "elastic": 1500}
 
 def trains(raylet: int) -> bool:
     children = psutil.Process(raylet).children(recursive=True)
-    return any("RayTrainWorker" in " ".join(child.cmdline()) for child in children)
+    return any("RayTrainWorker" in command_of(child) for child in children)
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def wait_for(condition: object) -> None:
