@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jobs import distill, evaluate, ingest, precompute, train_teacher
 from jobs.cli import Job, main
-from pipelines import storage
+from pipelines import reporting, storage
 from pipelines.pairs.photographs import write_photographs
 from pipelines.reporting import Row
 from pipelines.training.teacher import WEIGHTS
@@ -61,7 +61,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
 def judge(output: str) -> list[str]:
     """The verdict, which is added to report.json."""
-    url = storage.join(output, "report.json")
+    url = storage.join(output, reporting.FILE)
     report = json.loads(storage.read_bytes(url))
     report["verdict"] = verdict(report["rows"])
     storage.write_bytes(url, json.dumps(report, indent=1).encode())

@@ -54,7 +54,7 @@ class Outbox(Generic[Item]):
         self._interval_s = interval_s
         self._queue: deque[Item] = deque()
         self._lock = threading.Lock()
-        self._wake, self._closing, self._abandoned = (threading.Event() for _ in range(3))
+        self._wake, self._hurried, self._closing, self._abandoned = (threading.Event() for _ in range(4))
         self._thread: threading.Thread | None = None
         self._in_flight: list[Item] = []
         self._taken = False  # what is in flight is somebody else's now
@@ -69,6 +69,10 @@ class Outbox(Generic[Item]):
                 self._thread = threading.Thread(target=self._work, name=f"outbox-{self._name}", daemon=True)
                 self._thread.start()
         self._wake.set()
+
+    def hurry(self) -> None:
+        """Has what waits sent now, without gathering more."""
+        self._hurried.set()
 
     def take(self) -> list[Item]:
         """While the receiver is away: all that waits, which is the caller's from now on; else nothing."""
@@ -94,6 +98,7 @@ class Outbox(Generic[Item]):
         """
         self._closing.set()
         self._wake.set()
+        self.hurry()
         deadline = time.monotonic() + timeout_s
         while self._thread is not None and self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
             delivered = self.delivered
@@ -124,8 +129,9 @@ class Outbox(Generic[Item]):
                 self._closing.wait(delay)
             else:
                 self._wake.wait()
-                self._closing.wait(self._interval_s)
+                self._hurried.wait(self._interval_s)
             self._wake.clear()
+            self._hurried.clear()
             delay = self._drain(delay)
             if self._closing.is_set() and not self._queue:
                 return

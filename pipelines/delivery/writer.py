@@ -46,6 +46,11 @@ class Link(Protocol):
         ...
 
 
+def now_ms() -> int:
+    """Milliseconds since 1970, in which MLflow counts."""
+    return int(time.time() * 1000)
+
+
 class BufferedWriter:
     """Writes through a link; no method waits for the server or raises because of it. Without a link it does nothing.
 
@@ -73,19 +78,22 @@ class BufferedWriter:
         self._keeper = threading.Thread(target=self._keep_what_waits, args=(link,), name="keeper", daemon=True)
         self._keeper.start()
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Records values under slash-separated names (`train/loss`) at an optimizer step."""
+    def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int | None = None) -> None:
+        """Records values under slash-separated names (`train/loss`) at an optimizer step.
+
+        Whoever gives the time can record them again, say after a restart: they are there once.
+        """
         if self._link is None:
             return
         self._step = step
-        now = int(time.time() * 1000)
-        self._metrics.put([Point(name, float(value), now, step) for name, value in values.items()])
+        time_ms = now_ms() if timestamp_ms is None else timestamp_ms
+        self._metrics.put([Point(name, float(value), time_ms, step) for name, value in values.items()])
 
     def image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """Records an image, uint8 [H, W, 3], under a slash-separated name at a step."""
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3, (image.dtype, image.shape)
         if self._link is not None:
-            self._files.put([File(name, step=step, pixels=image.copy(), timestamp_ms=int(time.time() * 1000))])
+            self._files.put([File(name, step=step, pixels=image.copy(), timestamp_ms=now_ms())])
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Records a file below the run's artifact `folder`; it is copied at once, so it may go away or change."""
@@ -96,8 +104,10 @@ class BufferedWriter:
         self._files.put([File(folder, path=copy)])
 
     def secure(self) -> None:
-        """Says that this process may be killed at any moment: what waits for an absent server is kept right away."""
-        self._keep_now.set()
+        """Says that this process may be killed at any moment: metrics are sent at once, or kept beside the output."""
+        if self._link is not None:
+            self._metrics.hurry()
+            self._keep_now.set()
 
     def close(self, timeout_s: float = 10) -> None:
         """Delivers what it can within `timeout_s` seconds; the rest is kept beside the output, to be sent later."""

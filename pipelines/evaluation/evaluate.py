@@ -73,7 +73,7 @@ def read_weights(url: str) -> bytes:
 
 def finished_report(config: EvaluateConfig, evaluated: Mapping[str, Any]) -> Report | None:
     """The report that is there already, if it is of the same evaluation."""
-    url = storage.join(config.output, "report.json")
+    url = storage.join(config.output, reporting.FILE)
     document = json.loads(storage.read_bytes(url)) if storage.exists(url) else {}
     if document.get("evaluated") != evaluated:
         return None

@@ -137,7 +137,7 @@ def curve_of(result: Result) -> tuple[list[int], list[float]]:
 
 def saved(output: str) -> Report:
     """The report of a sweep that is done."""
-    document = json.loads(storage.read_bytes(storage.join(output, "report.json")))
+    document = json.loads(storage.read_bytes(storage.join(output, reporting.FILE)))
     facts = {name: value for name, value in document.items() if name not in ("title", "rows")}
     rows = shown(document["rows"], document["metric"])
     return Report(title=f"The sweep is already done: {output}", rows=rows, facts=facts)
@@ -145,7 +145,7 @@ def saved(output: str) -> Report:
 
 def saved_rows(output: str) -> list[Row]:
     """The whole table of a sweep that is done."""
-    rows: list[Row] = json.loads(storage.read_bytes(storage.join(output, "report.json")))["rows"]
+    rows: list[Row] = json.loads(storage.read_bytes(storage.join(output, reporting.FILE)))["rows"]
     return rows
 
 

@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from reddit_core.unet import UNet
 
 STATE_FILE = "state.safetensors"
 STEP_PREFIX = "step-"
-FACTS = ("stage", "step", "skipped", "best")
+FACTS = ("stage", "step", "skipped", "best", "validated")
 
 
 def ema_update(decay: float) -> Any:
@@ -39,7 +39,14 @@ def ema_update(decay: float) -> Any:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything that a step changes. `step` counts within the stage, `best` is its best validation."""
+    """Everything that a step changes.
+
+    Attributes:
+        stage, step: where the run is; `step` counts within the stage.
+        skipped: steps that were not finite.
+        best: the stage's best validation so far.
+        validated: its last one: `metrics`, the global `step`, and `timestamp_ms`; empty before the first.
+    """
 
     stage: int
     step: int
@@ -48,6 +55,7 @@ class TrainState:
     ema: AveragedModel
     optimizer: torch.optim.AdamW
     best: float = -math.inf
+    validated: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, stage: int, unet: UNet, optim: OptimConfig) -> "TrainState":
@@ -145,7 +153,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
             key: placed(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
         }
     for name in FACTS:
-        setattr(state, name, facts[name])
+        setattr(state, name, facts.get(name, getattr(state, name)))
 
 
 def placed(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:

@@ -19,7 +19,8 @@ from pipelines.reporting import Report
 from pipelines.students import registry
 from pipelines.tracking import RunHandle
 from pipelines.training import runs
-from pipelines.training.loop import Batch, Loop, Network, check_workers
+from pipelines.training.loop import Loop, check_workers
+from pipelines.training.objective import Batch, Network
 from pipelines.training.order import Order
 from pipelines.training.stream import Beside, Stage, Stream, share_of
 from pipelines.training.validation import ValidationImages
@@ -228,14 +229,7 @@ def check_inputs(config: DistillConfig) -> None:
 
 def make_loop(config: DistillConfig, run: RunHandle, settings: runs.Settings | None = None) -> Loop:
     objective = DistillObjective(config, validation_of(config))
-    return Loop(
-        objective=objective,
-        optim=config.optim,
-        checkpoint=config.checkpoint,
-        compute=config.compute,
-        run=run,
-        settings=settings or {},
-    )
+    return Loop.of(config, objective, run, settings)
 
 
 def student_rows(config: DistillConfig) -> list[reporting.Row]:

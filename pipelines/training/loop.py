@@ -7,57 +7,32 @@ which records come next (`order.py`), which noise is drawn, what the learning ra
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, require
+from pipelines.delivery.writer import now_ms
 from pipelines.tracking import RunHandle, RunWriter
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
+from pipelines.training.objective import Batch, Network, Objective
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
-from reddit_core.unet import UNet, use_channels_last
+from reddit_core.unet import use_channels_last
 
 # The validation metric by which the best weights of a stage are kept.
 BEST_METRIC = "psnr"
 # Steps between two questions whether a node will be taken away: every worker waits for the answer.
 PREEMPTION_EVERY = 10
-
-Batch = Mapping[str, NDArray[Any]]
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps (z, low, sqrt_alpha_bar) to the network's output."""
-
-
-class Objective(Protocol):
-    """What is learned. Made on the driver, pickled to every worker."""
-
-    @property
-    def stages(self) -> Sequence[str]:
-        """The stages' names, in order."""
-
-    def begin(self, stage: int, device: torch.device) -> UNet:
-        """The network that a stage starts from; called on every worker, also after a restart."""
-
-    def terms(
-        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
-    ) -> dict[str, Tensor]:
-        """Loss terms per sample; `loss` is their weighted sum, which is minimized."""
-
-    def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-        """Validation metrics of the averaged network, and a grid of images to look at."""
-
-    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
-        """Writes the averaged network of a finished stage, or the best so far; called on one worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +45,12 @@ class Loop:
     compute: ComputeConfig
     run: RunHandle
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Any, objective: Objective, run: RunHandle, settings: Mapping[str, Any] | None) -> Self:
+        """The loop of a job, whose config (of teacher or student) says how it runs."""
+        parts = {name: getattr(config, name) for name in ("optim", "checkpoint", "compute")}
+        return cls(objective=objective, run=run, settings=settings or {}, **parts)
 
     @property
     def num_steps(self) -> int:
@@ -126,7 +107,7 @@ class Worker:
             return ""
         self.begin_stage(step // steps)
         if checkpoint and step % steps:
-            checkpoints.restore(self.state, checkpoint, self.loop.settings)
+            self.go_on(checkpoint)
         for batch in self.batches(step):
             if self.state.step == steps:
                 self.begin_stage(self.state.stage + 1)
@@ -147,6 +128,11 @@ class Worker:
         self.network: Network = self.parallel or unet
         if self.loop.optim.compile:
             self.network = torch.compile(self.network)
+
+    def go_on(self, checkpoint: ray.train.Checkpoint) -> None:
+        """Takes up the state of a checkpoint of this stage."""
+        checkpoints.restore(self.state, checkpoint, self.loop.settings)
+        self.tell_validation()
 
     def settle_buckets(self, parallel: DistributedDataParallel) -> None:
         """One backward that counts for nothing: DDP orders its sums anew after the first one of a process.
@@ -249,18 +235,27 @@ class Worker:
 
     def validate(self) -> None:
         state = self.state
-        self.metrics, grid = self.loop.objective.validate(state.stage, state.ema_unet)
+        metrics, grid = self.loop.objective.validate(state.stage, state.ema_unet)
         step = state.global_step(self.loop.optim)
+        state.validated = {"metrics": metrics, "step": step, "timestamp_ms": now_ms()}
+        self.tell_validation()
         if self.metrics and self.metrics[BEST_METRIC] > state.best:
             state.best = self.metrics[BEST_METRIC]
             self.loop.objective.save(state.stage, state.ema_unet, self.metrics, best=True)
         if self.writer:
-            self.writer.metrics({f"validation/{name}": value for name, value in self.metrics.items()}, step)
             if grid is not None:
                 self.writer.image(f"validation/{self.loop.objective.stages[state.stage]}", grid, step)
             self.writer.secure()  # a sweep may stop this trial for what it is about to report
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         print(f"{self.loop.objective.stages[state.stage]} step {state.step}: validation {figures}", flush=True)
+
+    def tell_validation(self) -> None:
+        """Also after a restart: a killed worker may not have sent what its checkpoint knows. Sent twice, it is one."""
+        if found := self.state.validated:
+            self.metrics = found["metrics"]
+            if self.writer:
+                named = {f"validation/{name}": value for name, value in self.metrics.items()}
+                self.writer.metrics(named, found["step"], found["timestamp_ms"])
 
     def report(self, checkpoint: checkpoints.SavedState | None) -> None:
         step = self.state.global_step(self.loop.optim)

@@ -23,18 +23,19 @@ def forget_damaged(checkpoints: str) -> None:
     url = storage.join(checkpoints, SNAPSHOT)
     if not storage.exists(url):
         return
-    data = storage.read_bytes(url)
     try:
-        listed = json.loads(data)
+        listed = found = json.loads(storage.read_bytes(url))
     except ValueError:
-        listed = list_anew(checkpoints)
+        listed, found = list_anew(checkpoints), None
         logger.warning("%s was damaged and has been made anew from the checkpoints beside it", url)
     numbered = zip(listed["checkpoint_results"], listed["checkpoint_report_indices"], strict=True)
-    whole = [(result, number) for result, number in numbered if is_whole(checkpoints, result["checkpoint_dir_name"])]
-    lost = {result["checkpoint_dir_name"] for result in listed["checkpoint_results"]}
-    lost -= {result["checkpoint_dir_name"] for result, _ in whole}
-    if lost:
-        logger.warning("the run goes on without %s, gone or damaged, of %s", ", ".join(sorted(lost)), checkpoints)
+    whole = []
+    for result, number in numbered:
+        if is_whole(checkpoints, result["checkpoint_dir_name"]):
+            whole.append((result, number))
+        else:
+            name = result["checkpoint_dir_name"]
+            logger.warning("the run goes on without %s of %s, which is gone or damaged", name, checkpoints)
     kept = {
         **listed,
         "checkpoint_results": [result for result, _ in whole],
@@ -43,17 +44,16 @@ def forget_damaged(checkpoints: str) -> None:
         "pending_training_results": [],
         "pending_validation_specs": [],
     }
-    if lost or kept != listed:
+    if kept != found:
         storage.write_bytes(url, json.dumps(kept).encode())
 
 
 def list_anew(checkpoints: str) -> dict[str, Any]:
     """Ray Train's list as far as the checkpoints' names tell it."""
-    names = [name for name in storage.list_folders(checkpoints) if name.startswith(STEP_PREFIX)]
-    steps = [int(name.removeprefix(STEP_PREFIX)) for name in names]
     results = [
-        {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": step}}
-        for name, step in zip(names, steps, strict=True)
+        {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": int(name.removeprefix(STEP_PREFIX))}}
+        for name in storage.list_folders(checkpoints)
+        if name.startswith(STEP_PREFIX)
     ]
     return {
         "checkpoint_results": results,

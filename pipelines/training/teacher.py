@@ -17,7 +17,8 @@ from pipelines.pairs.ingest import split_shards
 from pipelines.reporting import Report
 from pipelines.tracking import RunHandle
 from pipelines.training import runs
-from pipelines.training.loop import Batch, Loop, Network, check_workers
+from pipelines.training.loop import Loop, check_workers
+from pipelines.training.objective import Batch, Network
 from pipelines.training.order import Order
 from pipelines.training.stream import Stage, Stream
 from pipelines.training.validation import ValidationImages
@@ -159,14 +160,7 @@ def train_teacher(config: TeacherConfig) -> Report:
 
 def make_loop(config: TeacherConfig, run: RunHandle, settings: runs.Settings | None = None) -> Loop:
     objective = TeacherObjective(config, ValidationImages(config.pairs, config.checkpoint))
-    return Loop(
-        objective=objective,
-        optim=config.optim,
-        checkpoint=config.checkpoint,
-        compute=config.compute,
-        run=run,
-        settings=settings or {},
-    )
+    return Loop.of(config, objective, run, settings)
 
 
 def plan_train_teacher(config: TeacherConfig) -> Report:

@@ -39,7 +39,8 @@ from pipelines.delivery.run_handle import OFF
 from pipelines.reporting import Report, show
 from pipelines.training import runs
 from pipelines.training.distillation import DistillObjective, make_loop, make_stream
-from pipelines.training.loop import Batch, Network, Worker
+from pipelines.training.loop import Worker
+from pipelines.training.objective import Batch, Network
 from pipelines.trajectories.precompute import precompute
 from reddit_core.unet import UNet
 

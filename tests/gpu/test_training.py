@@ -14,7 +14,8 @@ from pipelines.delivery.run_handle import OFF
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective
-from pipelines.training.loop import Batch, Loop, Worker
+from pipelines.training.loop import Loop, Worker
+from pipelines.training.objective import Batch
 from pipelines.trajectories.precompute import teacher_targets
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule

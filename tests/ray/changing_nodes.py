@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
 import ray
+from processes import started
 from ray.cluster_utils import Cluster
 
 from jobs import distill, precompute
@@ -31,8 +31,7 @@ START_TIMEOUT_S = 300
 
 def runs(node: Any, name: str) -> bool:
     """Whether a process of this kind belongs to the node."""
-    children = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
-    return any(name in " ".join(child.cmdline()) for child in children)
+    return bool(started(name, below=node.all_processes["raylet"][0].process.pid))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

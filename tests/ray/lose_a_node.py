@@ -9,8 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import ray
+from processes import started
 from ray.cluster_utils import Cluster
 
 from pipelines.config.jobs import PrecomputeConfig
@@ -19,15 +19,7 @@ from pipelines.trajectories.precompute import precompute
 
 
 def holds_the_teacher(raylet: int) -> bool:
-    children = psutil.Process(raylet).children(recursive=True)
-    return any("TeacherActor" in command_of(child) for child in children)
-
-
-def command_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
-        return ""
+    return bool(started("TeacherActor", below=raylet))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -20,6 +19,7 @@ from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
 from pipelines.weights import load_unet
 from reddit_core.unet import UNetConfig
+from tests.ray.processes import started
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 240
@@ -68,8 +68,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same_bit_for_bit(
 ) -> None:
     config = replace(whole, output=str(tmp_path / "run"))
     job = in_background(config)
-    children = psutil.Process().children(recursive=True)
-    (worker,) = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    (worker,) = started("RayTrainWorker")
     worker.kill()
     assert not Path(config.output, "teacher.safetensors").exists()
     job.join(TIMEOUT_S)

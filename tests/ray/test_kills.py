@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -22,6 +21,7 @@ from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
+from tests.ray.processes import started
 
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
 TIMEOUT_S = 240
@@ -76,18 +76,12 @@ def check_same(config: PrecomputeConfig, whole: PrecomputeConfig) -> None:
     assert len(seeds) == len(set(seeds)) == 2 * 6 * 40
 
 
-def teacher_actors() -> list[psutil.Process]:
-    """The actors' processes among those that this test session started."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "TeacherActor" in " ".join(child.cmdline())]
-
-
 def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: Path) -> None:
     config = replace(whole, output=str(tmp_path / "cache"))
     job = threading.Thread(target=precompute, args=(config,))
     job.start()
     wait_for_shards(config, 3)
-    (actor,) = teacher_actors()
+    (actor,) = started("TeacherActor")
     actor.kill()
     done = len(list(Path(config.output).rglob("shards/*.json")))
     job.join(TIMEOUT_S)

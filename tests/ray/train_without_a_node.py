@@ -9,8 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import ray
+from processes import started
 from ray.cluster_utils import Cluster
 
 from pipelines.config.jobs import TeacherConfig
@@ -22,15 +22,7 @@ STEPS = {"fixed": 200, "elastic": 1500}
 
 
 def trains(raylet: int) -> bool:
-    children = psutil.Process(raylet).children(recursive=True)
-    return any("RayTrainWorker" in command_of(child) for child in children)
-
-
-def command_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
-        return ""
+    return bool(started("RayTrainWorker", below=raylet))
 
 
 def wait_for(condition: object) -> None:

@@ -118,6 +118,22 @@ def test_what_waits_for_an_absent_receiver_can_be_taken_and_given_back() -> None
     assert not outbox.away
 
 
+def test_what_gathers_can_be_hurried() -> None:
+    receiver = Receiver()
+    outbox = Outbox[int]("test", receiver, capacity=100, max_batch=10, interval_s=60)
+    outbox.put([1])
+    outbox.hurry()
+    deadline = time.monotonic() + 10
+    while receiver.items != [1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    outbox.put([2])
+    time.sleep(0.1)
+    assert receiver.items == [1]
+    assert outbox.close(timeout_s=10) == []
+    assert receiver.items == [1, 2]
+
+
 def test_closing_goes_on_as_long_as_something_is_taken() -> None:
     def slow(batch: Sequence[int]) -> None:
         time.sleep(0.1)

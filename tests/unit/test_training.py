@@ -1,6 +1,7 @@
 """The worker loop by itself: a step and its rate, sharing a batch out, skipping what is not finite, checkpoints."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from ray.train import Checkpoint
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
 from pipelines.delivery.run_handle import OFF
+from pipelines.delivery.unsent import File, Point
+from pipelines.delivery.writer import BufferedWriter
 from pipelines.training import checkpoints
-from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective
-from pipelines.training.loop import Batch, Loop, Worker, check_workers, learning_rate
+from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
+from pipelines.training.objective import Batch
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
 from pipelines.weights import load_unet, save_unet
@@ -120,8 +123,8 @@ def spoil(batch: Batch, name: str) -> Batch:
     return {**batch, name: values}
 
 
-def changed(state: TrainState, before: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(value, before[name]) for name, value in state.unet.state_dict().items())
+def differs(network: UNet, weights: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["eps", "x_u", "x_target_0"])
@@ -132,11 +135,11 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(loop: Loop, n
     before = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
     worker.step(spoil(good, name))
     assert (worker.state.skipped, worker.state.step) == (1, 1)
-    assert not changed(worker.state, before)
+    assert not differs(worker.state.unet, before)
     assert int(worker.state.ema.n_averaged) == 0
     worker.step({**good, "position": good["position"] + BATCH_SIZE})
     assert worker.state.skipped == 1
-    assert changed(worker.state, before)
+    assert differs(worker.state.unet, before)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,55 @@ def test_the_best_weights_are_kept_also_after_a_restart(
     assert kept() == 19.0
 
 
+class Link:
+    """The way to a server that takes everything at once."""
+
+    where = "nowhere"
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+
+    def send_metrics(self, points: Sequence[Point]) -> None:
+        self.points += points
+
+    def send_file(self, file: File) -> None:
+        raise AssertionError(file)
+
+    def keep(self, points: Sequence[Point], files: Sequence[File]) -> bool:
+        raise AssertionError(points)
+
+    def send_kept(self) -> None:
+        pass
+
+    def read_load(self) -> Mapping[str, float]:
+        return {}
+
+
+def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The killed one may have got no further than its checkpoint."""
+    monkeypatch.setattr(DistillObjective, "validate", lambda *_: ({"psnr": 17.0}, None))
+    loop = replace(loop, objective=DistillObjective(loop.objective.config, None), checkpoint=CheckpointConfig(every=9))  # type: ignore[attr-defined]
+    monkeypatch.setattr(DistillObjective, "save", lambda *_, **__: None)
+    told = []
+    checkpoint = None
+    for _ in range(2):
+        link = Link()
+        with BufferedWriter(link) as writer:
+            worker = Worker(loop, 0, 1, CPU, writer)
+            worker.begin_stage(0)
+            if checkpoint:
+                worker.go_on(checkpoint)
+            else:
+                worker.validate()
+                checkpoint = saved(worker)
+        told.append(link.points)
+        assert worker.metrics == {"psnr": 17.0}
+    assert told[0] == told[1]
+    assert [(point.name, point.value) for point in told[0]] == [("validation/psnr", 17.0)]
+
+
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
     base = replace(loop.objective.config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online")  # type: ignore[attr-defined]
     first = load_unet(base.teacher)
@@ -212,16 +264,11 @@ def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_
     for progressive in (False, True):
         objective = DistillObjective(replace(base, progressive=progressive), None)
         student = objective.begin(1, CPU)
-        assert not changed_from(student, load_unet(base.teacher).unet), "it starts from the original teacher"
+        assert not differs(student, load_unet(base.teacher).unet.state_dict()), "it starts from the original teacher"
         assert objective.teacher
         taught_by[progressive] = objective.teacher
-    assert not changed_from(taught_by[False], load_unet(base.teacher).unet)
-    assert not changed_from(taught_by[True], first.unet)
-
-
-def changed_from(network: UNet, other: UNet) -> bool:
-    before = other.state_dict()
-    return any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not differs(taught_by[False], load_unet(base.teacher).unet.state_dict())
+    assert not differs(taught_by[True], first.unet.state_dict())
 
 
 def saved(worker: Worker) -> Checkpoint:
@@ -283,7 +330,7 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     for batch in batches[1:]:
         whole.step(batch)
         resumed.step(batch)
-    assert not changed(resumed.state, whole.state.unet.state_dict())
+    assert not differs(resumed.state.unet, whole.state.unet.state_dict())
 
 
 def test_a_student_has_no_dropout_whatever_its_teacher_had(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -28,6 +28,7 @@ from pipelines.search import tune as search
 from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
 from reddit_core.unet import UNet
+from tests.ray.processes import started
 
 ROOT = Path(__file__).parents[3]
 SPACE = ("refine_weight=uniform(0,1)", "optim.learning_rate=loguniform(1e-7,1e-2)")
@@ -159,16 +160,19 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "MAX_FAILURES", 0)
-    base = inputs.distillation(tracking=TrackingConfig(enabled=False), compute=ComputeConfig(threads=1, max_failures=0))
+    # A cache of its own: worker processes of the other sweeps still hold the shards of theirs.
+    cache = shutil.copytree(inputs.root / "cache", inputs.root / "broken-cache")
+    compute = ComputeConfig(threads=1, max_failures=0)
+    base = inputs.distillation(cache=str(cache), tracking=TrackingConfig(enabled=False), compute=compute)
     output = inputs.root / "mended"
     config = TuneConfig(distill=base, output=str(output), space=SPACE, trials=2, concurrent=1, asha=False)
-    for shard in Path(base.cache).rglob("*.arrow"):
+    for shard in cache.rglob("*.arrow"):
         shard.rename(shard.with_suffix(".away"))
     try:
         with pytest.raises(ValueError, match=r"none of 2 trials reached step 6 .*mend the cause"):
             tune(config)
     finally:
-        for shard in Path(base.cache).rglob("*.away"):
+        for shard in cache.rglob("*.away"):
             shard.rename(shard.with_suffix(".arrow"))
     failed = {path.name for path in (output / "trials").iterdir()}
     rows = tune(config).rows
@@ -227,7 +231,7 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
     grace = ("--grace-steps", str(config.grace_steps))
     process = start_job(config, log, *grace)
     wait_until(lambda: list(output.glob("trials/*/checkpoints/step-*")), process, log)
-    workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_worker(one)]
+    workers = started("RayTrainWorker", below=process.pid)
     assert workers, "no training worker was found"
     workers[0].kill()
     mlflow_server.kill()
@@ -264,26 +268,20 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
 def test_a_sweep_that_was_interrupted_is_not_done_and_goes_on(inputs) -> None:
     output = inputs.root / "interrupted"
     optim = replace(inputs.distillation().optim, steps=40)
-    base = inputs.distillation(tracking=TrackingConfig(enabled=False), optim=optim)
+    track = TrackingConfig(uri=f"sqlite:///{inputs.root}/interrupted.db")
+    base = inputs.distillation(tracking=track, optim=optim)
     points = ("optim.learning_rate=2e-3",)
     config = TuneConfig(
         distill=base, output=str(output), space=SPACE, points=points, trials=2, concurrent=1, asha=False
     )
     log = inputs.root / "interrupted.log"
-    process = start_job(config, log, "--no-asha", "--distill.tracking.no-enabled")
+    process = start_job(config, log, "--no-asha")
     wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")), process, log)
     process.send_signal(signal.SIGINT)
     assert process.wait(JOB_TIMEOUT_S) == INTERRUPTED
     assert "error: interrupted; run the same command again to go on" in log.read_text()
     assert not (output / "best.toml").exists()
-    process = start_job(config, log, "--no-asha", "--distill.tracking.no-enabled")
+    process = start_job(config, log, "--no-asha")
     assert process.wait(JOB_TIMEOUT_S) == 0, log.read_text()[-3000:]
     rows = json.loads((output / "report.json").read_text())["rows"]
     assert [row["outcome"] for row in rows] == ["finished"] * 2
-
-
-def is_worker(process: psutil.Process) -> bool:
-    try:
-        return "RayTrainWorker" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
