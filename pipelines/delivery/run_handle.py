@@ -5,12 +5,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pipelines.config.parts import require
 from pipelines.redaction import redact
 
 SQLITE = "sqlite:///"
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words."""
 
 
 class InputData(NamedTuple):

@@ -3,12 +3,20 @@
 This package is all that imports MLflow. Drivers open and close runs; whoever measures (a training worker, a
 driver) writes to them by run id through a `RunWriter`. A tracking server that is slow or away costs log lines,
 never an exception nor training time; what could be delivered later is.
+
+MLflow takes seconds to import, and a job starts many processes of which few talk to it: it is loaded by the first
+use of what needs it, so write `tracking.open_run(...)` rather than importing the function.
 """
 
-from pipelines.delivery.run_handle import OFF, InputData, RunHandle, default_uri
-from pipelines.tracking.driving import Status, close_run, end_run, open_run, plan_run, send_kept
-from pipelines.tracking.models import register_student
-from pipelines.tracking.writing import RunWriter
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pipelines.delivery.run_handle import OFF, InputData, RunHandle, Status, default_uri
+from pipelines.tracking.run_writer import RunWriter
+
+if TYPE_CHECKING:
+    from pipelines.tracking.driving import close_run, end_run, open_run, plan_run, send_kept
+    from pipelines.tracking.models import register_student
 
 __all__ = [
     "OFF",
@@ -24,3 +32,14 @@ __all__ = [
     "register_student",
     "send_kept",
 ]
+
+USES_MLFLOW = {
+    **dict.fromkeys(("close_run", "end_run", "open_run", "plan_run", "send_kept"), "driving"),
+    "register_student": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in USES_MLFLOW:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{USES_MLFLOW[name]}"), name)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 from mlflow.entities import RunTag
 from mlflow.tracking.context import registry as context_registry
@@ -12,13 +12,12 @@ from mlflow.tracking.context import registry as context_registry
 from pipelines.code_version import code_digest
 from pipelines.config.parts import TrackingConfig
 from pipelines.delivery.outbox import RefusedError, UnavailableError
-from pipelines.delivery.run_handle import OFF, InputData, RunHandle, RunRequest, default_uri, resolve_uri
+from pipelines.delivery.run_handle import OFF, InputData, RunHandle, RunRequest, Status, default_uri, resolve_uri
 from pipelines.redaction import flatten, redact
 from pipelines.tracking.connection import connect, if_reached, reaching
 from pipelines.tracking.records import ensure_run
 from pipelines.tracking.writing import send_unsent
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 logger = logging.getLogger(__name__)
 
 

@@ -26,7 +26,7 @@ from pipelines.delivery import unsent
 from pipelines.delivery.outbox import RefusedError
 from pipelines.delivery.run_handle import RunHandle
 from pipelines.delivery.unsent import File, Point
-from pipelines.delivery.writer import METRICS_PER_BATCH, BufferedWriter
+from pipelines.delivery.writer import METRICS_PER_BATCH
 from pipelines.redaction import redact
 from pipelines.tracking.connection import connect, reaching
 from pipelines.tracking.records import ensure_run
@@ -128,10 +128,3 @@ class RunLink:
             values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
         return values
-
-
-class RunWriter(BufferedWriter):
-    """Writes to the run of a handle from wherever things are measured; see `BufferedWriter` for what it promises."""
-
-    def __init__(self, handle: RunHandle) -> None:
-        super().__init__(RunLink(handle) if handle.request is not None else None)

@@ -15,12 +15,12 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import reporting, shards, storage
+from pipelines import reporting, shards, storage, tracking
 from pipelines.cluster import use_gpu
 from pipelines.config.parts import TrackingConfig
 from pipelines.redaction import redact_tree
 from pipelines.reporting import Report
-from pipelines.tracking import InputData, RunHandle, close_run, open_run
+from pipelines.tracking import InputData, RunHandle
 from pipelines.training import recovery
 from pipelines.training.checkpoints import step_of
 from pipelines.training.loop import Loop, train_worker
@@ -74,7 +74,7 @@ def record_settings(output: str, settings: Settings, stream: Stream, what: str) 
 
 @contextlib.contextmanager
 def tracked_run(
-    tracking: TrackingConfig,
+    track: TrackingConfig,
     output: str,
     config: Any,
     *,
@@ -89,16 +89,16 @@ def tracked_run(
     it ended.
     """
     name, tags = storage.resolve(output), {"reddit.job": job}
-    identity = identity_of(output) if tracking.enabled else ""
-    handle = open_run(
-        tracking, name, asdict(config), tags=tags, inputs=inputs, parent=parent, identity=identity, resume=not done
+    identity = identity_of(output) if track.enabled else ""
+    handle = tracking.open_run(
+        track, name, asdict(config), tags=tags, inputs=inputs, parent=parent, identity=identity, resume=not done
     )
     ended: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         yield handle
         ended = "FINISHED"
     finally:
-        close_run(handle, ended)
+        tracking.close_run(handle, ended)
 
 
 def identity_of(output: str) -> str:

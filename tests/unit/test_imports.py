@@ -1,6 +1,8 @@
 """Imports only go down, and each seam is in one place (DESIGN sections 3 and 5)."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +58,9 @@ def test_the_science_knows_neither_cluster_nor_files_nor_environment(path: Path)
 def test_each_seam_is_in_one_place(package: str) -> None:
     users = [name_of(path) for path in FILES if package in packages(path)]
     assert [user for user in users if not user.startswith(SEAMS[package])] == []
+
+
+def test_mlflow_is_loaded_by_those_that_use_it_only() -> None:
+    """It takes as long to import as everything else together, and a training starts many processes."""
+    code = "import sys, pipelines.training.distillation, pipelines.search.tune; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False).returncode == 0

@@ -1,0 +1,16 @@
+"""What a training worker or a driver writes with."""
+
+from pipelines.delivery.run_handle import RunHandle
+from pipelines.delivery.writer import BufferedWriter
+
+
+class RunWriter(BufferedWriter):
+    """Writes to the run of a handle from wherever things are measured; see `BufferedWriter` for what it promises."""
+
+    def __init__(self, handle: RunHandle) -> None:
+        if handle.request is None:
+            super().__init__(None)
+            return
+        from pipelines.tracking.writing import RunLink  # noqa: PLC0415 - loads MLflow
+
+        super().__init__(RunLink(handle))
