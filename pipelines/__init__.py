@@ -3,10 +3,11 @@
 import os
 
 # Ray reads these when it is first imported, on drivers and, through the runtime environment, on workers: its own
-# progress bars and routine messages make way for the jobs' progress lines.
+# progress bars and routine messages make way for the jobs' progress lines, and Ray Data raises the errors that it would
+# print.
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

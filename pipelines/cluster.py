@@ -138,3 +138,8 @@ def point_out(message: str) -> None:
 def torch_threads(compute: ComputeConfig) -> int:
     """CPU threads of one worker: what was asked for, else an equal share of this machine's cores."""
     return compute.threads or max(1, (os.cpu_count() or 1) // compute.max_workers)
+
+
+def steady_threads(compute: ComputeConfig) -> int:
+    """CPU threads of one worker where bytes must depend neither on the number of workers nor on the machine."""
+    return compute.threads or max(1, int(compute.cpus_per_worker))

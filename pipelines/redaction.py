@@ -24,7 +24,7 @@ def redact_tree(value: Any) -> Any:
     """The same of every text in what JSON holds."""
     if isinstance(value, Mapping):
         return {name: redact_tree(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [redact_tree(part) for part in value]
     return redact(value) if isinstance(value, str) else value
 

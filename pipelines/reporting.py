@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import storage
+from pipelines.redaction import redact, redact_tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
@@ -36,19 +37,19 @@ class Report:
 
 
 def show(report: Report, console: Console | None = None) -> None:
-    """Prints the report's title, its rows as a table, and its facts."""
-    console = console or Console()
+    """Prints the report's title, its rows as a table, and its facts, without credentials of URLs."""
+    console, title = console or Console(), redact(report.title)
     if report.rows:
-        table = Table(title=report.title, title_justify="left")
+        table = Table(title=title, title_justify="left")
         for name in report.rows[0]:
             table.add_column(name, justify="left" if isinstance(report.rows[0][name], str) else "right")
         for row in report.rows:
-            table.add_row(*(format_value(value) for value in row.values()))
+            table.add_row(*(redact(format_value(value)) for value in row.values()))
         console.print(table)
     else:
-        console.print(report.title)
+        console.print(title)
     for name, value in report.facts.items():
-        console.print(f"  {name}: {format_value(value)}", soft_wrap=True, highlight=False)
+        console.print(f"  {name}: {redact(format_value(value))}", soft_wrap=True, highlight=False)
 
 
 def format_value(value: Any) -> str:
@@ -59,8 +60,8 @@ def format_value(value: Any) -> str:
 
 
 def save(report: Report) -> None:
-    """Writes `report.json` (`{"title", "rows", ...facts}`) beside the job's output."""
-    document = {"title": report.title, "rows": [dict(row) for row in report.rows], **report.facts}
+    """Writes `report.json` (`{"title", "rows", ...facts}`, without credentials of URLs) beside the job's output."""
+    document = redact_tree({"title": report.title, "rows": report.rows, **report.facts})
     storage.write_bytes(storage.join(report.url, FILE), json.dumps(document, indent=1).encode())
 
 

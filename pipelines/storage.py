@@ -4,11 +4,14 @@ A plain path means `file://`. Object stores are reached with the standard creden
 fsspec implementation; transient failures are retried with exponential backoff.
 """
 
+import contextlib
+import errno
 import os
 import posixpath
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import aiohttp
 import botocore.exceptions
@@ -18,6 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from pipelines.redaction import redact
+
 RETRY_ATTEMPTS = 8
 PYARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 # Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
@@ -25,16 +30,25 @@ PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotAD
 # What HTTP clients below fsspec raise for connections that broke, as often as they are let through untranslated.
 BROKEN_CONNECTIONS = (
     aiohttp.ClientError,
+    botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.IncompleteReadError,
     botocore.parsers.ResponseParserError,
 )
+# Answers of HTTP servers that concern the moment (timeout, too many requests), not the request.
+PASSING_STATUSES = (408, 429)
+GONE_STATUSES = (404, 410)
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status in PASSING_STATUSES or not 400 <= error.status < 500
     if isinstance(error, BROKEN_CONNECTIONS):
-        return True
+        return not isinstance(error, ValueError)  # aiohttp's for a malformed URL
     return isinstance(error, OSError) and not isinstance(error, PERMANENT_ERRORS) and error.errno not in {28, 30}
 
 
@@ -44,15 +58,33 @@ def _give_up(state: RetryCallState) -> NoReturn:
     assert error is not None
     if isinstance(error, OSError):
         raise error
-    raise OSError(f"the connection broke {state.attempt_number} times: {error}") from error
+    raise OSError(f"the connection broke {state.attempt_number} times: {redact(str(error))}") from error
 
 
-_with_retries = retry(
-    retry=retry_if_exception(_is_transient),
-    stop=stop_after_attempt(RETRY_ATTEMPTS),
-    wait=wait_random_exponential(multiplier=0.2, max=20),
-    retry_error_callback=_give_up,
-)
+@contextlib.contextmanager
+def _builtin_errors() -> Iterator[None]:
+    """Raises what HTTP clients let through for good as an OSError, or a ValueError where a name is malformed."""
+    try:
+        yield
+    except aiohttp.ClientResponseError as error:
+        number = errno.ENOENT if error.status in GONE_STATUSES else errno.EACCES
+        reason = f"the server answers {error.status} {error.message}".rstrip()
+        raise OSError(number, reason, redact(str(error.request_info.real_url))) from error
+    except botocore.exceptions.ParamValidationError as error:
+        raise ValueError(f"the store refuses a name ({' '.join(str(error).split())}); mend the URL") from error
+    except botocore.exceptions.BotoCoreError as error:
+        raise OSError(f"the store cannot be used ({error}); check its credentials and settings") from error
+
+
+def _with_retries(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Waits out passing troubles, and raises the others as built-in errors."""
+    retrying = retry(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(RETRY_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.2, max=20),
+        retry_error_callback=_give_up,
+    )
+    return _builtin_errors()(retrying(function))
 
 
 def resolve(url: str) -> str:

@@ -69,10 +69,16 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         make_absolute(self, "output", "source", "low", "normal", "splits", "against")
+        folders = self.layout == "folders"
         require(
-            bool(self.source) or (self.layout == "folders" and bool(self.low) and bool(self.normal)),
+            bool((self.low or self.source) and self.normal) if folders else bool(self.source),
             "there is nothing to read: give --source URL, or --layout folders --low URL --normal URL",
         )
+        for name in ("low", "normal", "pattern"):
+            require(
+                folders or not getattr(self, name),
+                f"{name} is {getattr(self, name)}, but layout {self.layout} has no use for it; use --layout folders",
+            )
         require(
             0 <= self.validation_share < 1,
             f"validation_share is {self.validation_share}, but must be in [0, 1); 0.1 is usual",

@@ -108,7 +108,9 @@ class ComputeConfig:
     cpus_per_worker: float = 1.0
     """Logical CPUs that each worker reserves."""
     threads: int = 0
-    """Torch CPU threads per worker; 0 shares the machine's cores among the workers."""
+    """Torch CPU threads per worker; 0 shares the machine's cores among the workers, but for precompute, whose teachers
+    take cpus_per_worker: its bytes are the same on any number of workers and machines, as long as batch size, threads
+    and kind of device are."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Give each worker one GPU; auto does so when the cluster has any."""
     max_failures: int = 3

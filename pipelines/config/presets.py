@@ -96,8 +96,8 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         "paper": {**PAPER_UNET, "crop": 96, "optim.steps": 500_000, "optim.precision": "bf16"},
     },
     "precompute": {
-        "demo": {"segment.crop": 64, "segment.crops": 16, "precision": CPU_PRECISION},
-        "lol-cpu": {**LOL_CPU_SEGMENT, "precision": CPU_PRECISION},
+        "demo": {"segment.crop": 64, "segment.crops": 16, "precision": CPU_PRECISION, "compute.threads": 2},
+        "lol-cpu": {**LOL_CPU_SEGMENT, "precision": CPU_PRECISION, "compute.threads": 2},
     },
     "distill": DISTILL,
     # Where students are a part of the job, they are set like any others.

@@ -49,7 +49,7 @@ def ingest(config: IngestConfig) -> Report:
     work = find_work(config)
     if work.done is not None and not work.sources:
         clear(config.output, work.done)
-        return with_duplicates(config, summary(work, work.done, "already done"))
+        return finish(config, summary(work, work.done, "already done"))
     storage.check_writable(config.output)
     surveyed = run_survey(work)
     usable = [row for row in surveyed.values() if not row.problem]
@@ -69,9 +69,7 @@ def ingest(config: IngestConfig) -> Report:
     num_new = sum(len(result.sha256) for result in results)
     seconds = time.perf_counter() - started
     figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
-    report = with_duplicates(config, summary(work, manifest, "ingested" if num_new else "already done", figures))
-    reporting.save(report)
-    return report
+    return finish(config, summary(work, manifest, "ingested" if num_new else "already done", figures))
 
 
 def commit(
@@ -128,10 +126,7 @@ def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict
 
 def clear(output: str, manifest: Manifest) -> None:
     """Removes the notes of unfinished jobs, and shards that no plan holds any more."""
-    keep = {entry.name for entry in manifest.shards}
-    for name in storage.list_files(storage.join(output, "shards")):
-        if name.rpartition(".")[0] not in keep:
-            storage.delete(storage.join(output, "shards", name))
+    clear_folder(storage.join(output, "shards"), keep={entry.name for entry in manifest.shards})
     for folder in (SURVEY, PIECES):
         clear_folder(storage.join(output, folder))
 
@@ -158,10 +153,14 @@ def summary(work: Work, manifest: Manifest, title: str, figures: Mapping[str, An
     return Report(title=title, rows=rows, facts={**facts, **(figures or {})}, url=output)
 
 
+def finish(config: IngestConfig, report: Report) -> Report:
+    """Saves the report, with what the dataset shares with the one it is checked against, if any."""
+    report = with_duplicates(config, report) if config.against else report
+    reporting.save(report)
+    return report
+
+
 def with_duplicates(config: IngestConfig, report: Report) -> Report:
-    """Adds what the dataset shares with the one it is checked against, if any."""
-    if not config.against:
-        return report
     found = duplicates_between(config.output, config.against)
     url = storage.join(config.output, DUPLICATES)
     storage.write_bytes(url, "".join(json.dumps(row) + "\n" for row in found).encode())

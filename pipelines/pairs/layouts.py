@@ -180,11 +180,12 @@ def list_two_folders(low: str, normal: str, pattern: str) -> list[PairSource]:
     for side, url in zip(sides, (low, normal), strict=True):
         for name in list_images(url):
             found = regex.search(PurePosixPath(name).name) if pattern else None
-            if pattern and found is None:
+            key = (found and found.group(1)) if pattern else without_extension(name)
+            if not key:
                 problem = f"its name does not match the pattern {pattern!r}"
                 unnamed.append(PairSource(pair_id=f"{storage.name_of(url)}/{name}", problem=problem))
                 continue
-            side[found.group(1) if found else without_extension(name)].append(name)
+            side[key].append(name)
     found_pairs = match(low, normal, sides[0], sides[1], many_lows=bool(pattern), many_normals=False)
     return [pair for _, pair in found_pairs] + unnamed
 

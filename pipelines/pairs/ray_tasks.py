@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines import images, shards, storage
+from pipelines.redaction import redact
 from reddit_core.degrade import DegradeConfig, degrade
 
 READERS = 8
@@ -109,6 +110,8 @@ def fetch(url: str) -> bytes | ValueError:
         return storage.read_bytes(url)
     except UNREADABLE as error:
         return ValueError(f"it cannot be read ({error.strerror or type(error).__name__})")
+    except ValueError as error:  # its URL has an unknown scheme or a malformed name
+        return ValueError(f"it cannot be read ({redact(str(error))})")
 
 
 def fetch_all(urls: Sequence[str]) -> Iterator[bytes | ValueError]:

@@ -78,7 +78,7 @@ def beside(folder: str, url: str) -> str:
 def read_rows(url: str) -> Iterator[tuple[int, Mapping[str, str]]]:
     """(line number, row) of a .csv or .jsonl file."""
     try:
-        text = storage.read_bytes(url).decode()
+        text = storage.read_bytes(url).decode("utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError:
         raise ValueError(f"{url} is missing; give the URL of a .csv or .jsonl file") from None
     except UnicodeDecodeError:

@@ -7,7 +7,7 @@ is missing: pairs that a finished dataset already has stay in their shards, and 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -77,8 +77,11 @@ def find_work(config: IngestConfig) -> Work:
     """Lists the source and what the output already has.
 
     Raises:
-        ValueError: if the source holds no pairs, the output was made with other settings, or a split is in doubt.
+        ValueError: if the source holds no pairs, the output was made with other settings, a split is in doubt, or there
+            is no dataset to check against.
     """
+    if config.against:
+        shards.read_manifest(config.against, "pairs")
     spec = pair_spec(config)
     done = None
     known: dict[str, IndexRow] = {}
@@ -134,8 +137,9 @@ def run_survey(work: Work) -> dict[str, Surveyed]:
 
 def read_survey(folder: str, key: str) -> Iterator[Surveyed]:
     """What jobs with this key have surveyed so far."""
-    names = [name.removesuffix(".json") for name in storage.list_files(storage.join(folder, "shards"))]
-    finished = [name for name in names if name.startswith(key) and not name.endswith(".arrow")]
+    files = set(storage.list_files(storage.join(folder, "shards")))
+    names = sorted(name.removesuffix(".json") for name in files if name.startswith(key) and name.endswith(".json"))
+    finished = [name for name in names if f"{name}.arrow" in files]
     with ThreadPoolExecutor(READERS) as pool:
         for table in pool.map(lambda n: shards.read_shard(folder, shards.read_commit_record(folder, n)), finished):
             yield from (Surveyed(**row) for row in table.to_pylist())
@@ -217,9 +221,11 @@ def run_shards(work: Work, tasks: Sequence[Task]) -> list[ShardResult]:
     return [results[task.name] for task in tasks]
 
 
-def clear_folder(url: str) -> None:
-    for name in storage.list_files(url):
-        storage.delete(storage.join(url, name))
+def clear_folder(url: str, keep: Collection[str] = ()) -> None:
+    """Deletes the files below a folder, except those whose names without extension are to be kept."""
+    names = [name for name in storage.list_files(url) if name.rpartition(".")[0] not in keep]
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(lambda name: storage.delete(storage.join(url, name)), names))
 
 
 def finished_shards(output: str, tasks: Sequence[Task]) -> list[ShardResult]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import reporting, shards, storage, tracking
+from pipelines import failures, reporting, shards, storage, tracking
 from pipelines.cluster import use_gpu
 from pipelines.config.parts import TrackingConfig
 from pipelines.redaction import redact_tree
@@ -28,13 +27,11 @@ from pipelines.training.stream import Stream, make_dataset
 
 CONFIG, IDENTITY = "config.json", "identity"
 CHECKPOINTS = "checkpoints"
+CHECKPOINTS_KEPT = "the checkpoints before"
 # What Ray Data may hold ready for each worker: several spans, however long the run.
 READY_BYTES = 2**29
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
-# For people: a damaged shard, or one that is gone. Ray passes on as text alone what a task, or its controller, raised.
-OF_STORAGE = r"OSError|FileNotFoundError|PermissionError|TimeoutError|Connection\w*Error|ClientError"
-RAISED_ELSEWHERE = re.compile(rf"^(?:[\w.]+\.)?(ValueError|{OF_STORAGE}): (.+)$", re.MULTILINE)
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
 Settings = Mapping[str, Any]
@@ -184,10 +181,6 @@ def causes_of(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
             pending += [cause.__cause__, getattr(cause, "cause", None), getattr(cause, "_base_exc", None)]
 
 
-def one_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
     """Runs Ray Train to the end and returns the last reported metrics.
 
@@ -199,10 +192,10 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         for cause in causes_of(error):
-            raise_for_people(cause)
+            failures.raise_for_people(cause, "training", CHECKPOINTS_KEPT)
         raise
     except ray.exceptions.RayError as error:  # Ray Train's controller itself could not be started
-        raise_for_people(error)
+        failures.raise_for_people(error, "training", CHECKPOINTS_KEPT)
         raise
     if stopped := getattr(result, "return_value", ""):
         raise ValueError(
@@ -210,21 +203,3 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
             "end there again: use another --output with a lower optim.learning_rate, or with optim.precision fp32"
         )
     return result.metrics or {}
-
-
-def raise_for_people(cause: BaseException) -> None:
-    """Raises what a person can do something about, in one line; returns where there is none."""
-    kind, reason = type(cause).__name__, one_line(cause)
-    if isinstance(cause, ray.exceptions.RayError):
-        found = RAISED_ELSEWHERE.findall(str(cause))
-        if not found:
-            return
-        kind, reason = found[-1]
-    elif not isinstance(cause, OSError | ValueError):
-        return
-    if kind == "ValueError" or isinstance(cause, ValueError):
-        raise ValueError(reason) from cause
-    raise OSError(
-        f"storage failed during training ({reason}); the checkpoints before are kept; mend it, and run the same "
-        "command again to go on"
-    ) from cause

@@ -56,7 +56,9 @@ def find_cache(config: DistillConfig, stage: int, teacher: UNetFile, teacher_sha
             f"{', '.join(differing)}; delete those that are not wanted, or give each its own --output in precompute"
         )
     if not fitting:
-        shards.refuse_mismatch({name: specs[candidates[-1]].get(name) for name in wanted}, wanted, candidates[-1])
+        found = {url: {name: specs[url].get(name) for name in wanted} for url in candidates}
+        nearest = min(candidates, key=lambda url: sum(found[url][name] != wanted[name] for name in wanted))
+        shards.refuse_mismatch(found[nearest], wanted, nearest)
     return fitting[0], manifests[fitting[0]]
 
 

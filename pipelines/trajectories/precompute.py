@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipelines import reporting, shards, storage
-from pipelines.cluster import rounds, torch_threads, use_gpu
+from pipelines import failures, reporting, shards, storage
+from pipelines.cluster import check_room, rounds, steady_threads, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import Precision
 from pipelines.reporting import Report
@@ -99,7 +99,7 @@ class TeacherActor:
     """Runs the teacher over whole shards of crops, in fixed batches."""
 
     def __init__(self, config: PrecomputeConfig, device: str) -> None:
-        torch.set_num_threads(torch_threads(config.compute))
+        torch.set_num_threads(steady_threads(config.compute))
         self.config = config
         self.unet = load_unet(config.teacher, config.norm_groups).unet.to(device)
         use_channels_last(self.unet, bf16=config.precision == "bf16")
@@ -146,7 +146,9 @@ def precompute(config: PrecomputeConfig) -> Report:
     """Computes every missing shard of every stage and writes the manifests; a second run finds nothing to do.
 
     Raises:
-        ValueError: if the pairs, the teacher or the output cannot be used, or `verify` finds damage.
+        ValueError: if the pairs, the teacher or the output cannot be used, Ray has no room for the workers, or
+            `verify` finds damage.
+        OSError: if storage fails for longer than retries last; a rerun goes on.
     """
     plans, schedule = plan_stages(config)
     if config.verify:
@@ -155,6 +157,7 @@ def precompute(config: PrecomputeConfig) -> Report:
     tasks = sorted((task for plan in plans for task in plan.missing), key=lambda task: task.shard.name)
     started = time.perf_counter()
     if tasks:
+        check_room(config.compute)
         storage.check_writable(config.output)
         run_tasks(config, tasks, schedule)
     seconds = time.perf_counter() - started
@@ -173,7 +176,8 @@ def precompute(config: PrecomputeConfig) -> Report:
 def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> None:
     """Makes the shards, a round of them at a time, with progress."""
     rows = (row for part in rounds(tasks) for row in make_pipeline(config, part, schedule).iter_rows())
-    show_progress(rows, sum(task.shard.rows for task in tasks))
+    with failures.of_tasks("precompute", kept="the shards that were written"):
+        show_progress(rows, sum(task.shard.rows for task in tasks))
 
 
 def make_pipeline(config: PrecomputeConfig, tasks: Sequence[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
@@ -252,6 +256,8 @@ def verify_caches(plans: list[StagePlan]) -> Report:
                 f"{plan.url} has {len(damaged)} damaged shards ({', '.join(damaged[:5])}); "
                 "delete their .json files and run precompute again"
             )
+        if not storage.exists(storage.join(plan.url, shards.MANIFEST)):
+            raise ValueError(f"{plan.url} is unfinished: it has no {shards.MANIFEST}; run again without --verify")
         rows.append({"stage": plan.stage, "shards": len(plan.done), "damaged": 0})
     return Report(title="Checksums", rows=rows)
 
@@ -282,7 +288,8 @@ def measure_rate(config: PrecomputeConfig, plan: StagePlan, schedule: NoiseSched
     shard = plan.record_shards[0]
     rows = np.arange(min(shard.rows, config.batch_size))
     records = load_records(config.pairs, shard, config.segment, schedule, plan.stage, rows)
-    actor = TeacherActor(config, "cuda" if torch.cuda.is_available() else "cpu")
+    gpu = use_gpu(config.compute) and torch.cuda.is_available()
+    actor = TeacherActor(config, "cuda" if gpu else "cpu")
     table = records_table(records)
     actor.targets_of(table)
     started = time.perf_counter()

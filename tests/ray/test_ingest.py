@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from pipelines import shards
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.index import IndexRow, read_index
 from pipelines.pairs.ingest import decode_pair, duplicates_between, ingest, plan_ingest, read_pairs, split_shards
+from pipelines.pairs.work import pair_spec
 from pipelines.shards import Manifest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -264,11 +266,16 @@ def test_photographs_are_darkened_the_same_way_every_time(lol_folder: Path, tmp_
 def test_a_table_with_files_that_are_not_there(lol_folder: Path, tmp_path: Path) -> None:
     table, output = lol_folder / "pairs.csv", tmp_path / "pairs"
     lines = [f"our485/low/{number}.png,our485/high/{number}.png" for number in (1, 2)]
-    table.write_text("\n".join(["low,normal", *lines, "gone/1.png,our485/high/3.png", "our485/low/4.png,gone/4.png"]))
+    gone = ["gone/1.png,our485/high/3.png", "our485/low/4.png,gone/4.png"]
+    lines += [*gone, "nosuch://b/5.png,our485/high/5.png", "our485/low/6.png,our485/high/6.png"]
+    table.write_text("\n".join(["low,normal", *lines]))
     ingest(config_of(table, output, layout="table", max_bad=0.5))
-    assert sorted(rows_of(output)) == ["our485/low/1", "our485/low/2"]
+    assert sorted(rows_of(output)) == ["our485/low/1", "our485/low/2", "our485/low/6"]
     reasons = {name: row["reason"] for name, row in quarantine(output).items()}
     assert reasons["gone/1"] == "its low image is unusable: it cannot be read (No such file or directory)"
+    assert reasons["nosuch://b/5"].startswith(
+        "its low image is unusable: it cannot be read (nosuch://b/5.png cannot be"
+    )
     assert reasons["low/4"] == "its normal image is unusable: it cannot be read (No such file or directory)"
 
 
@@ -291,6 +298,12 @@ def test_what_two_datasets_share_is_reported(lol_folder: Path, tmp_path: Path) -
     assert report.facts["pairs also in the other dataset"] == 1
     assert report.facts["pairs that share only the normal image with it"] == 1
     assert len((second / "duplicates.jsonl").read_text().splitlines()) == 2
+    rerun = ingest(config_of(other, second, layout="folders", against=str(first), **folders))
+    assert rerun.title.startswith("already done")
+    assert json.loads((second / "report.json").read_text())["pairs also in the other dataset"] == 1
+    with pytest.raises(ValueError, match="nowhere holds no finished pairs"):
+        ingest(config_of(lol_folder, tmp_path / "third", against=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "third").exists()
 
 
 def test_the_plan_writes_nothing_and_says_what_is_left(lol_folder: Path, tmp_path: Path) -> None:
@@ -356,6 +369,9 @@ def test_half_written_shards_and_old_plans_are_cleared_away(lol_folder: Path, tm
     stale = output / "shards" / "train-00000-0123456789ab.arrow"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"half a shard")
+    key = shards.spec_key(pair_spec(config_of(lol_folder, output)))
+    shards.write_shard(f"{output}/survey", f"{key}-0123456789ab", pa.table({"pair_id": ["1"]}))
+    (output / "survey" / "shards" / f"{key}-0123456789ab.arrow").unlink()  # as a kill between two deletions leaves it
     ingest(config_of(lol_folder, output))
     assert contents(output) == contents(straight)
 

@@ -170,7 +170,7 @@ def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
         workers: replace(
             made.cache,
             output=str(made.root / f"cache-{workers}"),
-            compute=ComputeConfig(workers=workers, cpus_per_worker=0.5, threads=1),
+            compute=ComputeConfig(workers=workers, cpus_per_worker=0.5),
         )
         for workers in (2, 3)
     }
@@ -178,10 +178,14 @@ def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
         precompute(config)
     killed = made.root / "cache-killed"
     flags = f"""--pairs {made.pairs} --teacher {made.weights} --output {killed} --stages 4,2 --segment.crop 16
-        --segment.crops 3 --records-per-shard 5 --batch-size 2 --compute.threads 1""".split()
+        --segment.crops 3 --records-per-shard 5 --batch-size 2""".split()
     kill_when(run_job("precompute", *flags), lambda: len(list(killed.rglob("shards/*.json"))) >= 2)
+    done = [record.with_suffix(".arrow") for record in killed.rglob("shards/*.json")]
+    written = {path: path.stat().st_mtime_ns for path in done}
     report = precompute(replace(made.cache, output=str(killed)))
-    assert report.facts["state"].startswith("computed")
+    num_missing = len(list(killed.rglob("shards/*.json"))) - len(done)
+    assert report.facts["state"] == f"computed {num_missing} shards"
+    assert {path: path.stat().st_mtime_ns for path in done} == written
     of_one = contents(made.cache.output)
     assert sum(name.endswith("manifest.json") for name in of_one) == 2
     assert all(contents(url) == of_one for url in (killed, *(config.output for config in several.values())))
@@ -190,6 +194,12 @@ def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
 def test_precompute_says_when_there_is_nothing_to_do_and_finds_a_flipped_byte(made: Made) -> None:
     assert "already done" in precompute(made.cache).facts["state"]
     assert [row["missing"] for row in plan_precompute(made.cache).rows] == [0, 0]
+    manifest = next(Path(made.cache.output).rglob("manifest.json"))
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(ValueError, match=r"is unfinished: it has no manifest\.json; run again without --verify"):
+        precompute(replace(made.cache, verify=True))
+    manifest.write_bytes(whole)
     shard = next(Path(made.cache.output).rglob("*.arrow"))
     data = shard.read_bytes()
     shard.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])

@@ -75,6 +75,14 @@ def test_a_cache_that_does_not_fit_is_refused_by_what_differs(
         find(tmp_path)
 
 
+def test_of_several_that_do_not_fit_the_nearest_is_compared(tmp_path: Path) -> None:
+    nearest = write_cache(tmp_path, teacher_sha256="xyz")
+    for crop in (32, 48, 64):
+        write_cache(tmp_path, teacher_sha256="xyz", split="test", segment=asdict(replace(SEGMENT, crop=crop)))
+    with pytest.raises(ValueError, match=f"^{nearest} does not match: teacher_sha256 is 'xyz', asked for 'abc'; use"):
+        find(tmp_path)
+
+
 def test_the_groups_that_a_released_file_was_read_with_are_a_part_of_the_key(tmp_path: Path) -> None:
     write_cache(tmp_path)
     other = replace(TEACHER, unet=UNet(replace(UNET, norm_groups=8)))

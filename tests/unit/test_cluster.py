@@ -129,6 +129,15 @@ def test_workers_leave_a_cpu_for_loading_their_data(
     assert "lower compute.workers or compute.cpus-per-worker, unless machines are added" in capsys.readouterr().err
 
 
+def test_steady_threads_depend_neither_on_workers_nor_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 8)
+    assert [cluster.torch_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [8, 4, 2]
+    assert [cluster.steady_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [1, 1, 1]
+    assert cluster.steady_threads(ComputeConfig(cpus_per_worker=2.5)) == 2
+    assert cluster.steady_threads(ComputeConfig(cpus_per_worker=0.5)) == 1
+    assert cluster.steady_threads(ComputeConfig(threads=3)) == 3
+
+
 @pytest.mark.parametrize("compute", [ComputeConfig(workers=2), ComputeConfig(workers=(2, 4), gpu="yes")])
 def test_more_gpus_than_there_are_would_be_waited_for_without_end(
     compute: ComputeConfig, monkeypatch: pytest.MonkeyPatch

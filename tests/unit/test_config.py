@@ -47,6 +47,11 @@ def tune(**settings: object) -> TuneConfig:
 REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (ingest, {"source": ""}, "nothing to read: give --source URL, or --layout folders --low URL --normal URL"),
     (ingest, {"source": "", "layout": "folders", "low": "l"}, "nothing to read"),
+    (ingest, {"layout": "folders"}, "nothing to read"),
+    (ingest, {"source": "", "layout": "folders", "normal": "n"}, "nothing to read"),
+    (ingest, {"low": "/l"}, "low is /l, but layout lolv1 has no use for it; use --layout folders"),
+    (ingest, {"layout": "degrade", "normal": "/n"}, "normal is /n, but layout degrade has no use for it; use"),
+    (ingest, {"layout": "table", "pattern": "(.)"}, r"pattern is \(.\), but layout table has no use for it; use"),
     (ingest, {"validation_share": 1.0}, r"validation_share is 1.0, but must be in \[0, 1\); 0.1 is usual"),
     (ingest, {"pairs_per_shard": 0}, "pairs_per_shard is 0, but must be at least 1"),
     (ingest, {"max_bad": 1.1}, r"max_bad is 1.1, but is a share and must be in \[0, 1\]"),
@@ -117,6 +122,7 @@ def test_stages_fall(stages: tuple[int, ...]) -> None:
 
 def test_what_works_is_accepted() -> None:
     assert ingest(source="", layout="folders", low="l", normal="n").layout == "folders"
+    assert ingest(source="s", layout="folders", normal="n", pattern="(.)").low == ""
     assert teacher(unet=UNetConfig(channel_mults=(1, 2)), crop=18).crop == 18
     assert distill(trajectories="online", pairs="p", progressive=True, stages=(4, 2)).stages == (4, 2)
     assert distill(loss=LossWeights(perceptual=0.6), lpips="vgg.pth").loss.perceptual == 0.6

@@ -146,9 +146,10 @@ def test_folders_pair_by_relative_path(tmp_path: Path) -> None:
     assert list(pairs) == ["a", "room/b"]
 
 
-def test_folders_pair_by_pattern_and_may_share_a_normal_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", [r"(\d{4})", r"(\d{4})|odd"])
+def test_folders_pair_by_pattern_and_may_share_a_normal_image(tmp_path: Path, pattern: str) -> None:
     make(tmp_path, "dark/x_0007_a.png", "dark/x_0007_b.png", "dark/odd.png", "bright/gt-0007.png")
-    pairs = listed("", "folders", low=str(tmp_path / "dark"), normal=str(tmp_path / "bright"), pattern=r"(\d{4})")
+    pairs = listed("", "folders", low=str(tmp_path / "dark"), normal=str(tmp_path / "bright"), pattern=pattern)
     whole = [pair for pair in pairs.values() if not pair.problem]
     assert [sides(pair, str(tmp_path)) for pair in whole] == [
         ("dark/x_0007_a.png", "bright/gt-0007.png"),
@@ -192,6 +193,11 @@ def test_csv_with_relative_and_absolute_urls(tmp_path: Path) -> None:
     assert pairs["s3://b/2"].low == "s3://b/2.png"
     assert pairs["s3://b/2"].normal == "/data/2.jpg"
     assert pairs["s3://b/2"].scene == "hall"
+
+
+def test_a_table_that_a_spreadsheet_saved_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_bytes("low,normal\n1.png,2.png\n".encode("utf-8-sig"))
+    assert list(listed(str(tmp_path / "pairs.csv"), "table")) == ["1"]
 
 
 def test_jsonl(tmp_path: Path) -> None:

@@ -1,8 +1,14 @@
 """No credential gets into what others see."""
 
-import pytest
+import io
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from pipelines import reporting
 from pipelines.redaction import flatten, redact, redact_tree
+from pipelines.reporting import Report
 
 
 @pytest.mark.parametrize(
@@ -45,3 +51,14 @@ def test_redacts_urls_wherever_they_stand() -> None:
         "more": [8, {"uri": "http://***@h"}],
         "x": None,
     }
+
+
+@pytest.mark.parametrize("rows", [(), ({"steps": 2, "url": "https://me:hush@host/x"},)])
+def test_a_report_shows_and_keeps_no_credentials(tmp_path: Path, rows: tuple[reporting.Row, ...]) -> None:
+    url = "s3://bucket/x?X-Amz-Signature=hush"
+    report = Report(title=f"3 pairs in {url}", rows=rows, facts={"reasons": url, "all": [url]}, url=str(tmp_path))
+    shown = io.StringIO()
+    reporting.show(report, Console(file=shown, width=200))
+    reporting.save(report)
+    for text in (shown.getvalue(), (tmp_path / "report.json").read_text()):
+        assert "hush" not in text and "s3://bucket/x?X-Amz-Signature=***" in text

@@ -1,15 +1,19 @@
 """The seam to fsspec: atomic writes, names that stay inside, and retries where they help."""
 
 import errno
+import socket
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import aiohttp
 import botocore.exceptions
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 
 from pipelines import storage
 
@@ -50,16 +54,67 @@ RETRIED = (
 
 
 @pytest.fixture
-def unreliable(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[UnreliableFileSystem]]:
-    """The file system behind unreliable://, empty and in order; waits between attempts take no time."""
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits between attempts take no time."""
+    for function in RETRIED:
+        monkeypatch.setattr(function.retry, "sleep", lambda _: None)
+
+
+@pytest.fixture
+def unreliable(monkeypatch: pytest.MonkeyPatch, no_waits: None) -> Iterator[type[UnreliableFileSystem]]:
+    """The file system behind unreliable://, empty and in order."""
     fsspec.register_implementation("unreliable", UnreliableFileSystem, clobber=True)
     monkeypatch.setattr(UnreliableFileSystem, "failures", [])
     monkeypatch.setattr(UnreliableFileSystem, "attempts", 0)
-    for function in RETRIED:
-        monkeypatch.setattr(function.retry, "sleep", lambda _: None)
     yield UnreliableFileSystem
     UnreliableFileSystem.store.clear()
     UnreliableFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def closed_s3(monkeypatch: pytest.MonkeyPatch, no_waits: None, tmp_path: Path) -> Iterator[None]:
+    """s3:// at a port that nobody listens on, with credentials from the environment alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    S3FileSystem.clear_instance_cache()
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
+class StatusServer(BaseHTTPRequestHandler):
+    """Answers with the status that a path names, and keeps the paths."""
+
+    paths: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.paths.append(self.path)
+        self.send_response(int(self.path.strip("/").partition("?")[0]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def status_url(no_waits: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(StatusServer, "paths", [])
+    with HTTPServer(("127.0.0.1", 0), StatusServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_bytes_come_back_from_a_path_and_from_a_file_url(tmp_path: Path) -> None:
@@ -125,6 +180,7 @@ def test_readers_never_see_a_part(tmp_path: Path) -> None:
         OSError(16, "SlowDown: reduce your request rate"),
         aiohttp.ClientPayloadError("response payload is not completed"),
         botocore.exceptions.ConnectionClosedError(endpoint_url="http://127.0.0.1"),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -158,6 +214,42 @@ def test_what_cannot_work_is_tried_once(unreliable: type[UnreliableFileSystem], 
     with pytest.raises(type(error)):
         storage.read_bytes("unreliable://bucket/a")
     assert unreliable.attempts == 1
+
+
+def test_a_store_that_nobody_answers_for_is_an_oserror(closed_s3: None) -> None:
+    with pytest.raises(OSError, match=f"broke {storage.RETRY_ATTEMPTS} times: Could not connect to the endpoint"):
+        storage.read_bytes("s3://bucket/a")
+    with pytest.raises(ValueError, match=r"output s3://bucket/a cannot be written \(the connection broke"):
+        storage.check_writable("s3://bucket/a")
+
+
+def test_missing_credentials_and_malformed_names_are_told_at_once(
+    closed_s3: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"^the store refuses a name .*Invalid bucket name.*; mend the URL$"):
+        storage.read_bytes("s3://no bucket!/a")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(OSError, match=r"^the store cannot be used \(Unable to locate credentials\); check its cred"):
+        storage.read_bytes("s3://bucket/a")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "attempts"),
+    [
+        *((status, PermissionError, 1) for status in (400, 401, 403)),
+        (410, FileNotFoundError, 1),
+        *((status, OSError, storage.RETRY_ATTEMPTS) for status in (408, 429, 503)),
+    ],
+)
+def test_what_a_server_refuses_is_not_asked_for_again(
+    status_url: str, status: int, error: type[OSError], attempts: int
+) -> None:
+    with pytest.raises(OSError, match=rf"{status}") as raised:
+        storage.read_bytes(f"{status_url}/{status}?X-Amz-Signature=hush")
+    assert type(raised.value) is error and "hush" not in str(raised.value)
+    assert len(StatusServer.paths) == attempts
 
 
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd", "a/.."])
