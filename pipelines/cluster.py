@@ -104,11 +104,8 @@ def use_gpu(compute: ComputeConfig) -> bool:
     return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
 
 
-def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
-    """What would wait without end: too few GPUs, or workers that reserve every CPU, so that nothing loads their data.
-
-    Args:
-        more_cpus: what is reserved beside the workers.
+def check_gpus(compute: ComputeConfig) -> None:
+    """Workers that would wait without end for GPUs that are not there.
 
     Raises:
         ValueError: if Ray is local; a cluster may grow, so there it is only pointed out.
@@ -118,6 +115,18 @@ def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
             f"{compute.min_workers} workers need a GPU each, but Ray has {num_gpus()}; lower compute.workers, or use "
             "--compute.gpu no"
         )
+
+
+def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
+    """What would wait without end: too few GPUs, or workers that reserve every CPU, so that nothing loads their data.
+
+    Args:
+        more_cpus: what is reserved beside the workers.
+
+    Raises:
+        ValueError: if Ray is local; a cluster may grow, so there it is only pointed out.
+    """
+    check_gpus(compute)
     workers = min(compute.max_workers, num_gpus()) if num_gpus() and use_gpu(compute) else compute.max_workers
     reserved, there = workers * compute.cpus_per_worker + more_cpus, resources().get("CPU", 0.0)
     if reserved + TASK_CPUS <= there:

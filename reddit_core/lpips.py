@@ -4,6 +4,7 @@ No torchvision: the convolutions are rebuilt from the state dict's own `features
 ReLU after each and max pooling where the architecture has it.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ VGG_TAPS = (2, 7, 14, 21, 28)
 ALEX_CONVS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
 ALEX_POOLS = {2: (3, 2), 5: (3, 2)}
 ALEX_TAPS = (0, 3, 6, 8, 10)
+LINEAR = "lin{}.model.1.weight"
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
 
@@ -32,8 +34,11 @@ class Lpips(nn.Module):
         state: `features.N.weight` / `.bias` of VGG16 or AlexNet as torchvision names them, and
             optionally `lin0.model.1.weight` to `lin4.model.1.weight` of the LPIPS release (v0.1).
 
+    Attributes:
+        learned: whether the `lin*` weights are there; without them, figures are not those of publications.
+
     Raises:
-        ValueError: if the state dict is of neither backbone.
+        ValueError: if the state dict is of neither backbone, or holds only some `lin*` weights, or another's.
     """
 
     mean: Tensor
@@ -49,12 +54,18 @@ class Lpips(nn.Module):
         for index in self.convs:
             self.register_buffer(f"weight_{index}", state[f"features.{index}.weight"].float())
             self.register_buffer(f"bias_{index}", state[f"features.{index}.bias"].float())
-        for tap, index in enumerate(self.taps):
-            channels = state[f"features.{index}.weight"].shape[0]
-            uniform = torch.full((1, channels, 1, 1), 1 / channels)
-            self.register_buffer(f"lin_{tap}", state.get(f"lin{tap}.model.1.weight", uniform).float())
+        channels = [state[f"features.{index}.weight"].shape[0] for index in self.taps]
+        self.learned = has_linear_weights(state, channels)
+        for tap, count in enumerate(channels):
+            uniform = torch.full((1, count, 1, 1), 1 / count)
+            self.register_buffer(f"lin_{tap}", state.get(LINEAR.format(tap), uniform).float())
         self.register_buffer("mean", torch.tensor(MEAN)[None, :, None, None])
         self.register_buffer("std", torch.tensor(STD)[None, :, None, None])
+
+    @property
+    def name(self) -> str:
+        """What figures are called: `lpips_vgg`, or `lpips_vgg_uniform` without the learned weights."""
+        return f"lpips_{self.backbone}{'' if self.learned else '_uniform'}"
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Activations at the taps, [B, C, H', W'], each normalized to unit length over channels (0 stays 0)."""
@@ -93,3 +104,19 @@ def backbone_of(state: dict[str, Tensor]) -> Backbone:
         "the LPIPS backbone is neither VGG16 nor AlexNet (features.0.weight has shape "
         f"{shape}); give torchvision's vgg16 or alexnet state dict"
     )
+
+
+def has_linear_weights(state: dict[str, Tensor], channels: Sequence[int]) -> bool:
+    """Whether the learned weights of all taps are there; a part of them, or other shapes, are refused."""
+    missing = [LINEAR.format(tap) for tap in range(len(channels)) if LINEAR.format(tap) not in state]
+    if len(missing) == len(channels):
+        return False
+    if missing:
+        raise ValueError(f"the LPIPS weights lack {', '.join(missing)}; give all of lin0 to lin4, or none")
+    for tap, count in enumerate(channels):
+        if state[LINEAR.format(tap)].shape != (1, count, 1, 1):
+            raise ValueError(
+                f"{LINEAR.format(tap)} has shape {tuple(state[LINEAR.format(tap)].shape)}, but the backbone has "
+                f"{count} channels there; give the lin weights of the same backbone"
+            )
+    return True

@@ -12,6 +12,11 @@ from torch import Tensor
 from reddit_core.retinex import gray
 
 SSIM_WINDOW = 11
+# Energy that rounding to 8 bits alone gives: the error's variance in each channel, times the squares of the luma's
+# weights and of the Laplacian's. A ground truth with less has no detail that a result could be compared with.
+FLAT = (1 / 255) ** 2 / 12 * (0.299**2 + 0.587**2 + 0.114**2) * (8 + 8**2) / 16**2
+# What is NaN where the ground truth is flat, for every result alike.
+SHARPNESS = ("sharpness", "sharpness_gt_mean")
 
 
 def match_mean(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -42,10 +47,12 @@ def ssim(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -
 
 
 def sharpness(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Laplacian energy of the luma relative to the ground truth's: 1 is right, below is blur, above is noise."""
+    """Laplacian energy of the luma relative to the ground truth's: 1 is right, below is blur, above is noise.
+
+    NaN where the ground truth is flat.
+    """
     energy, reference = (laplacian(gray(image), 3).square().mean(dim=(1, 2, 3)) for image in (estimate, normal))
-    ratio: Tensor = energy / reference.clamp(min=1e-12)
-    return ratio
+    return torch.where(reference > FLAT, energy / reference, torch.nan)
 
 
 def quality(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
@@ -57,4 +64,5 @@ def quality(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]
         "ssim": ssim(estimate, normal),
         "ssim_gt_mean": ssim(matched, normal),
         "sharpness": sharpness(estimate, normal),
+        "sharpness_gt_mean": sharpness(matched, normal),
     }

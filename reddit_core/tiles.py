@@ -220,7 +220,7 @@ def enhance_pixels(
         [H, W, 3] of the same type.
 
     Raises:
-        ValueError: if `num_steps` does not divide the schedule, or the overlap is too wide.
+        ValueError: if `num_steps` does not divide the schedule, the overlap is too wide, or the result is not finite.
     """
     if not 0 <= overlap <= tile // 4:
         raise ValueError(f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual")
@@ -239,7 +239,9 @@ def to_signed(pixels: Pixels, device: torch.device) -> Float[Tensor, "1 3 h w"]:
 
 
 def to_pixels(image: Float[Tensor, "1 3 h w"], dtype: np.dtype[np.unsignedinteger[Any]]) -> Pixels:
-    """[-1, 1] as rounded unsigned integers of full range."""
+    """[-1, 1] as rounded unsigned integers of full range; values that are not finite are refused."""
+    if not image.isfinite().all():
+        raise ValueError("the network's result holds values that are not finite; use fp32, or other weights")
     half_range = np.iinfo(dtype).max / 2
     scaled = ((image[0].double().clamp(-1, 1) + 1) * half_range).round().to(torch.int32)
     return scaled.permute(1, 2, 0).cpu().numpy().astype(dtype)

@@ -36,7 +36,8 @@ class EvaluateConfig:
     mode: DdimMode = "exact"
     """The sampler: exact, or as released."""
     lpips: tuple[str, ...] = ()
-    """URLs of VGG16 and AlexNet state dicts, for LPIPS over each."""
+    """URLs of VGG16 and AlexNet state dicts, for LPIPS over each; without the lin0 to lin4 weights of the LPIPS release
+    in it, a file's figure is called uniform, and is not that of publications."""
     precision: Precision = "fp32"
     norm_groups: int = 32
     """GroupNorm groups of a released .pth, which does not say."""

@@ -4,49 +4,33 @@ import hashlib
 import io
 import json
 import posixpath
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray.data
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import rounds, torch_threads, use_gpu
+from pipelines.cluster import check_gpus, rounds, torch_threads, use_gpu
 from pipelines.config.use import EnhanceConfig
-from pipelines.enhancement.photo_files import EXTENSIONS, Pixels, read_photograph, write_photograph
+from pipelines.enhancement.enhancer import COMPARISONS, Enhancer, Work, results_of
+from pipelines.enhancement.photo_files import EXTENSIONS
 from pipelines.images import DAMAGE
 from pipelines.redaction import redact
 from pipelines.reporting import Report
 from pipelines.weights import load_unet
 from reddit_core.tiles import enhance_pixels
-from reddit_core.unet import use_channels_last
 
 SETTINGS = "enhance.json"
-COMPARISONS = "compare"
-COMPARISON_SIDE = 2048
 PROGRESS_EVERY_S = 10.0
 # One photograph is enhanced while its predecessor is encoded and its successor read and decoded.
 CALLS_PER_ACTOR = 3
 MEASURED_SIDE, MEASURED_FILES = 128, 16
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done: where photographs lie, which are there, which are missing, and with how many steps."""
-
-    root: str
-    names: Sequence[str]
-    missing: Sequence[str]
-    ignored: int
-    steps: int
-    settings: Mapping[str, Any]
 
 
 def find_work(config: EnhanceConfig) -> Work:
@@ -112,73 +96,17 @@ def steps_of(config: EnhanceConfig) -> tuple[int, str]:
     return steps, hashlib.sha256(storage.read_bytes(config.weights)).hexdigest()
 
 
-def results_of(config: EnhanceConfig, name: str) -> list[str]:
-    """The files that a photograph leads to, relative to the output."""
-    return [name, *([f"{COMPARISONS}/{name}.jpg"] if config.compare else [])]
-
-
-class Enhancer:
-    """Reads, enhances and writes photographs; several calls run at once, but only one uses the network."""
-
-    def __init__(self, config: EnhanceConfig, work: Work, device: str) -> None:
-        torch.set_num_threads(torch_threads(config.compute))
-        self.config, self.work = config, work
-        file = load_unet(config.weights, config.norm_groups)
-        self.unet, self.schedule = file.unet.to(device), file.schedule
-        use_channels_last(self.unet, bf16=config.precision == "bf16")
-        self.network_is_free = threading.Lock()
-
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
-        name = self.work.missing[int(batch["id"][0])]
-        try:
-            photograph = read_photograph(storage.read_bytes(storage.join(self.work.root, name)))
-        except (ValueError, *storage.PERMANENT_ERRORS) as error:
-            reason = str(error) if isinstance(error, ValueError) else f"it cannot be read ({type(error).__name__})"
-            return {"name": [name], "reason": [reason], "megapixels": [0.0], "seconds": [0.0]}
-        pixels, seconds = self.enhance(photograph.pixels)
-        if self.config.compare:
-            comparison = side_by_side(photograph.pixels, pixels)
-            storage.write_bytes(storage.join(self.config.output, results_of(self.config, name)[1]), comparison)
-        # Last, since a photograph counts as done when this file is there.
-        storage.write_bytes(storage.join(self.config.output, name), write_photograph(photograph, pixels))
-        megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
-        return {"name": [name], "reason": [""], "megapixels": [megapixels], "seconds": [seconds]}
-
-    def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
-        """The enhanced pixels, and the seconds that the network took."""
-        config, device = self.config, next(self.unet.parameters()).device
-        with (
-            self.network_is_free,
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"),
-        ):
-            started = time.perf_counter()
-            result = enhance_pixels(
-                self.unet, pixels, self.schedule, self.work.steps, config.seed, config.tile, config.overlap
-            )
-            return result, time.perf_counter() - started
-
-
-def side_by_side(before: Pixels, after: Pixels) -> bytes:
-    """A JPEG of both, 8-bit, each with at most `COMPARISON_SIDE` pixels a side."""
-    halves = []
-    for pixels in (before, after):
-        image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
-        image.thumbnail((COMPARISON_SIDE, COMPARISON_SIDE), Image.Resampling.LANCZOS)
-        halves.append(np.asarray(image))
-    sink = io.BytesIO()
-    Image.fromarray(np.concatenate(halves, axis=1)).save(sink, format="JPEG", quality=92)
-    return sink.getvalue()
-
-
 def enhance(config: EnhanceConfig) -> Report:
     """Enhances every photograph of the source whose result is not there yet.
 
     What is there counts as done: to have a photograph made again, delete its result.
 
     Raises:
-        ValueError: if the source, weights or output cannot be used, or not one photograph could be read.
+        ValueError: if the source, weights or output cannot be used, or not one photograph could be enhanced.
+        OSError: if storage fails for longer than retries last; a rerun goes on.
     """
     work = find_work(config)
+    check_gpus(config.compute)
     storage.check_writable(config.output)
     storage.write_bytes(storage.join(config.output, SETTINGS), json.dumps(work.settings, indent=1).encode())
     started = time.perf_counter()
@@ -188,7 +116,7 @@ def enhance(config: EnhanceConfig) -> Report:
     report = summarize(config, work, good, bad, time.perf_counter() - started)
     reporting.save(report)
     if len(bad) == len(work.names):
-        raise ValueError(f"none of the {len(bad)} photographs can be read; {bad[0][0]}: {bad[0][1]}")
+        raise ValueError(f"none of the {len(bad)} photographs can be enhanced; {bad[0][0]}: {bad[0][1]}")
     return report
 
 
@@ -222,6 +150,11 @@ def show_progress(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping
     """Gathers the rows; prints photographs done, rate and time left every few seconds, and each bad one at once."""
     console, started, shown, gathered = Console(highlight=False), time.perf_counter(), 0.0, []
     for row in rows:
+        if row["of_storage"]:
+            raise OSError(
+                f"storage failed at {row['name']} ({row['of_storage']}); what was enhanced is kept; mend it, and run "
+                "the same command again to go on"
+            )
         gathered.append(row)
         if row["reason"]:
             console.print(f"enhance: left out {row['name']}: {row['reason']}", markup=False, soft_wrap=True)

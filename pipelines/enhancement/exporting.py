@@ -24,7 +24,7 @@ from torch.export import Dim
 from pipelines import reporting, storage
 from pipelines.config.use import ExportConfig
 from pipelines.reporting import Report
-from pipelines.students.model_card import ModelCard
+from pipelines.students.model_card import HEADING, ModelCard
 from pipelines.weights import load_unet
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
@@ -171,17 +171,22 @@ def run_onnx(session: Any, low: NDArray[np.float32], noise: NDArray[np.float32])
 
 
 def card_of(config: ExportConfig, file: UNetFile, steps: int) -> bytes:
-    """The card that lies beside the weights, else one made from what they say of themselves."""
+    """The card that lies beside the weights, else one made from what they say of themselves.
+
+    It also says if the sampler is unrolled for another number of steps than the student was distilled for.
+    """
+    distilled = int(file.facts.get("num_steps", 0)) or steps
+    note = f"\nUnrolled for {steps} steps, distilled for {distilled}.\n" if steps != distilled else ""
     beside = storage.join(posixpath.dirname(storage.resolve(config.weights)), CARD)
-    if storage.exists(beside):
-        return storage.read_bytes(beside)
+    if storage.exists(beside) and (found := storage.read_bytes(beside)).startswith(HEADING.encode()):
+        return found + note.encode()
     interface = (
         "inputs: `low` in [-1, 1] (sRGB) and `noise` (standard normal), float32 [batch, 3, height, width]; output: the "
         f"enhanced image in [-1, 1]; height and width must be multiples of {file.unet.config.size_multiple}"
     )
-    card = ModelCard.of_weights(file.facts, steps)
+    card = ModelCard.of_weights(file.facts, distilled)
     facts = {**card.facts, "network": file.unet.config, "schedule": file.schedule}
-    return replace(card, interface=interface, facts=facts).render().encode()
+    return (replace(card, interface=interface, facts=facts).render() + note).encode()
 
 
 def plan_export(config: ExportConfig) -> Report:

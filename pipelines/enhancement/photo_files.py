@@ -1,7 +1,7 @@
 """Photographs as files: what is read is written back in kind (format, bit depth, alpha, ICC profile, EXIF).
 
-8-bit pictures go through Pillow; it cannot hold 16-bit RGB, so those go through OpenCV (decoding, PNG) and
-tifffile (TIFF).
+8-bit pictures go through Pillow; it cannot hold 16-bit RGB, so those go through `sixteen_bit.py`, and are written by
+OpenCV (PNG) and tifffile (TIFF).
 """
 
 import io
@@ -13,17 +13,16 @@ from typing import Any
 import cv2
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import IFD
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from pipelines.enhancement.sixteen_bit import ORIENTATION, Pixels, is_16_bit, read_16_bit
 from pipelines.images import DAMAGE, FORMATS, PHONE_JPEG
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_MEGAPIXELS = 50.5  # cameras of nominal 50 have a few more
 QUALITY = 95
-ORIENTATION = 0x0112
 EXIF_PREFIX = b"Exif\0\0"
 # Tags of a TIFF's main directory that say where a picture comes from, as (tag, ASCII type): description, maker,
 # model, software, date, artist, copyright.
@@ -32,8 +31,6 @@ PROVENANCE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 DIRECTORIES = (IFD.Exif, IFD.GPSInfo)
 ASCII, LONG = 2, 4
 LUMA = np.array([0.299, 0.587, 0.114])
-
-Pixels = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +82,7 @@ def _decode(image: Image.Image, data: bytes) -> Photograph:
         raise ValueError(f"it holds {frames} frames, but a photograph has one")
     if image.mode in ("I", "F"):
         raise ValueError(f"its {image.mode}-mode pixels (32 bits) have no stated range; save it with 8 or 16 bits")
-    return _decode_16_bit(image, data) if _is_16_bit(image, data) else _decode_8_bit(image, data)
-
-
-def _is_16_bit(image: Image.Image, data: bytes) -> bool:
-    if image.format == "PNG":
-        return data[24] == 16  # IHDR's bit depth
-    if image.format == "TIFF":
-        depths = getattr(image, "tag_v2", {}).get(258, (8,))
-        return set(np.atleast_1d(depths)) == {16}
-    return False
+    return _decode_16_bit(image, data) if is_16_bit(image, data) else _decode_8_bit(image, data)
 
 
 def _decode_8_bit(image: Image.Image, data: bytes) -> Photograph:
@@ -114,30 +102,16 @@ def _decode_8_bit(image: Image.Image, data: bytes) -> Photograph:
 
 
 def _decode_16_bit(image: Image.Image, data: bytes) -> Photograph:
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if found is None or found.dtype != np.uint16:
-        raise ValueError("its 16-bit pixels cannot be read; save it as a plain RGB or grey 16-bit PNG or TIFF")
-    decoded: Pixels = found.astype(np.uint16, copy=False)
-    if image.format != "TIFF":  # OpenCV applies the orientation of a TIFF itself, and of nothing else
-        decoded = _turn(decoded, image.getexif().get(ORIENTATION, 1))
-    grey = decoded.ndim == 2
-    pixels = np.repeat(decoded[:, :, None], 3, axis=2) if grey else np.ascontiguousarray(decoded[:, :, 2::-1])
+    colours, alpha = read_16_bit(image, data)
+    grey = colours.shape[2] == 1
     return Photograph(
-        pixels=pixels,
-        alpha=np.ascontiguousarray(decoded[:, :, 3]) if not grey and decoded.shape[2] == 4 else None,
+        pixels=np.repeat(colours, 3, axis=2) if grey else np.ascontiguousarray(colours),
+        alpha=None if alpha is None else np.ascontiguousarray(alpha),
         grey=grey,
         format=str(image.format),
         exif=_exif_of(image),
         icc=image.info.get("icc_profile") or b"",
     )
-
-
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
-    """Applies an EXIF orientation (1 to 8; EXIF 2.3, section 4.6.4) to [H, W] or [H, W, C]."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
 
 
 def _exif_of(image: Image.Image) -> bytes:

@@ -1,5 +1,6 @@
 """The plot of an experiment: figures by number of steps, or by darkness."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def draw_steps(rows: Sequence[Row]) -> bytes:
             if not members:
                 continue
             spread = [row["psnr_spread"] or 0.0 for row in members] if key == "psnr" else None
-            steps, values = [row["steps"] for row in members], [row[key] for row in members]
+            steps, values = [row["steps"] for row in members], [row.get(key, math.nan) for row in members]
             axes.errorbar(steps, values, spread, color=color, linestyle=line, marker="o", capsize=3, label=method)
         mark_steps(axes, sorted({row["steps"] for row in rows if row["method"] in STYLES}))
         axes.set_ylabel(label)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipelines import reporting, shards, storage
-from pipelines.cluster import rounds, torch_threads, use_gpu
+from pipelines.cluster import check_gpus, rounds, torch_threads, use_gpu
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
 from pipelines.evaluation.before_after import before_after
@@ -31,6 +31,7 @@ from pipelines.evaluation.judging import (
     ImageRef,
     Judge,
     Method,
+    load_distances,
     methods_of,
     part_url,
     shown_methods,
@@ -41,6 +42,7 @@ from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
 from pipelines.tracking import RunWriter
 from pipelines.training import runs
+from pipelines.trajectories.records import shards_hash
 from pipelines.weights import load_unet
 
 PARTS = "parts"
@@ -57,11 +59,13 @@ def find_images(config: EvaluateConfig) -> list[ImageRef]:
 
 def fingerprint(config: EvaluateConfig, methods: Iterable[Method]) -> dict[str, Any]:
     """What decides the figures: the data, the weights by hash, and the settings of the evaluation."""
-    urls = {method.key: method.url for method in methods if method.url} | {url: url for url in config.lpips}
+    urls = {method.key: method.url for method in methods if method.url} | {redact(url): url for url in config.lpips}
     sha256 = {key: hashlib.sha256(read_weights(url)).hexdigest() for key, url in urls.items()}
     names = ("split", "seeds", "limit", "mode", "precision", "shown", "norm_groups")
     settings = json.loads(json.dumps({name: getattr(config, name) for name in names}))
-    return {"pairs_key": shards.read_manifest(config.pairs, "pairs").key, "weights_sha256": sha256, **settings}
+    manifest = shards.read_manifest(config.pairs, "pairs")
+    pairs = {"pairs_key": manifest.key, "pairs_shards": shards_hash(split_shards(manifest, config.split))}
+    return {**pairs, "weights_sha256": sha256, **settings}
 
 
 def read_weights(url: str) -> bytes:
@@ -69,6 +73,14 @@ def read_weights(url: str) -> bytes:
         return storage.read_bytes(url)
     except FileNotFoundError:
         raise ValueError(f"there are no weights at {url}; give the URL of a .safetensors or .pth file") from None
+
+
+def check_weights(config: EvaluateConfig, methods: Iterable[Method]) -> None:
+    """Refuses weights and LPIPS backbones that the actors could not use, before there are any."""
+    for method in methods:
+        if method.url:
+            load_unet(method.url, config.norm_groups).schedule.grid(method.steps)
+    load_distances(config.lpips)
 
 
 def finished_report(config: EvaluateConfig, evaluated: Mapping[str, Any]) -> Report | None:
@@ -95,9 +107,8 @@ def evaluate(config: EvaluateConfig) -> Report:
     if report := finished_report(config, evaluated):
         with runs.tracked_run(config.tracking, config.output, config, job="evaluate", done=True):
             return report
-    for method in methods:
-        if method.url:
-            load_unet(method.url, config.norm_groups).schedule.grid(method.steps)
+    check_weights(config, methods)
+    check_gpus(config.compute)
     storage.check_writable(config.output)
     with runs.tracked_run(config.tracking, config.output, config, job="evaluate") as run:
         parts = storage.join(config.output, PARTS, shards.spec_key(evaluated))
@@ -121,6 +132,7 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
 
     Raises:
         ValueError: what an image or its shard was refused for.
+        OSError: if storage could not be read or written.
     """
     there = set(storage.list_files(parts))
     missing = [i for i in range(len(images)) if storage.name_of(part_url(parts, i)) not in there]
@@ -129,6 +141,11 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
     judged = (row for part in rounds(missing) for row in judging(config, images, parts, part).iter_rows())
     console, started, shown = Console(highlight=False), time.perf_counter(), 0.0
     for done, row in enumerate(judged, start=1):
+        if row["of_storage"]:
+            raise OSError(
+                f"storage failed during evaluation ({row['error']}); what was judged is kept; mend it, and run the "
+                "same command again to go on"
+            )
         if row["error"]:
             raise ValueError(row["error"])
         seconds = time.perf_counter() - started
@@ -200,7 +217,7 @@ def judged_page(config: EvaluateConfig, parts: str, judgement: Judgement) -> str
     report = summarize(config, judgement, {})
     names = ("images", "split", "pairs", "sampler", "seeds", "protocol", "environment")
     facts = {name: report.facts[name] for name in names} | {"pictures": f"of seed {config.seeds[0]}"}
-    weights = {f"weights of {method.key}": method.url for method in judgement.methods if method.url}
+    weights = {f"weights of {method.key}": redact(method.url) for method in judgement.methods if method.url}
     title = f"Evaluation on {config.split}: {report.facts['images']} images"
     cases = find_cases(parts, judgement)
     return report_page.render(title, report.rows, {**facts, **weights}, report.facts["intervals_95"], cases)
@@ -230,7 +247,8 @@ def plan_evaluate(config: EvaluateConfig) -> Report:
     """How many images would be judged by which methods."""
     images, methods = find_images(config), methods_of(config)
     shown_methods(config)
-    rows = [{"method": method.name, "steps": method.steps, "weights": method.url} for method in methods]
+    check_weights(config, methods)
+    rows = [{"method": method.name, "steps": method.steps, "weights": redact(method.url)} for method in methods]
     calls = len(images) * len(config.seeds) * sum(method.steps for method in methods)
     facts = {"network calls": calls, "seeds": config.seeds}
     return Report(title=f"Plan of evaluate: {len(images)} images of {config.split}", rows=rows, facts=facts)

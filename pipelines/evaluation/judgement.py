@@ -16,6 +16,8 @@ from pipelines.reporting import Row
 HEAD = ("pair_id", "method", "steps", "seed")
 COSTS = ("seconds_per_megapixel", "peak_mb_per_megapixel")
 CASES_PER_END = 3
+# Each takes several pictures of the report, which is one file.
+MOST_CASES = 12
 BOOTSTRAP_DRAWS = 2000
 READERS = 16
 
@@ -31,10 +33,11 @@ class Judgement:
         return [row for row in self.rows if (row["method"], row["steps"]) == (method.name, method.steps)]
 
     def per_image(self, method: Method, name: str) -> dict[str, float]:
-        """A figure of each image, the mean over seeds, in the images' order."""
+        """A figure of each image that has it, the mean over seeds, in the images' order."""
         values: dict[str, list[float]] = {}
         for row in self.of(method):
-            values.setdefault(row["pair_id"], []).append(row[name])
+            if row[name] is not None:
+                values.setdefault(row["pair_id"], []).append(row[name])
         return {pair_id: float(np.mean(seeds)) for pair_id, seeds in values.items()}
 
     @property
@@ -64,10 +67,18 @@ def intervals(judgement: Judgement) -> list[Row]:
     """95 % intervals of the means, `LOW to HIGH`, one row for each method."""
     rows: list[Row] = []
     for method in judgement.methods:
-        bounds = {name: bootstrap(list(judgement.per_image(method, name).values())) for name in judgement.figures}
-        texts = {name: f"{low:.4g} to {high:.4g}" for name, (low, high) in bounds.items()}
+        values = {name: list(judgement.per_image(method, name).values()) for name in judgement.figures}
+        texts = {name: interval(measured) for name, measured in values.items()}
         rows.append({"method": method.name, "steps": method.steps, **texts})
     return rows
+
+
+def interval(values: Sequence[float]) -> str | None:
+    """`LOW to HIGH`; one image says nothing of others, and none says nothing."""
+    if len(values) < 2:
+        return "one image" if values else None
+    low, high = bootstrap(values)
+    return f"{low:.4g} to {high:.4g}"
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float]:
@@ -79,8 +90,11 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float]:
 
 
 def find_cases(parts: str, judgement: Judgement) -> list[Case]:
-    """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first."""
-    reasons: dict[str, list[str]] = {}
+    """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first.
+
+    Where they are more than `MOST_CASES`, every network's worst and best one come before any second ones.
+    """
+    found: list[tuple[int, str, str]] = []
     for end in ("worst", "best"):
         for method in judgement.methods:
             if not method.url:
@@ -88,7 +102,13 @@ def find_cases(parts: str, judgement: Judgement) -> list[Case]:
             ranked = sorted((value, pair_id) for pair_id, value in judgement.per_image(method, "psnr").items())
             chosen = ranked[:CASES_PER_END] if end == "worst" else ranked[::-1][:CASES_PER_END]
             for place, (value, pair_id) in enumerate(chosen, start=1):
-                reasons.setdefault(pair_id, []).append(f"{end} {place} of {method.key} ({value:.2f} dB)")
+                found.append((place, pair_id, f"{end} {place} of {method.key} ({value:.2f} dB)"))
+    by_place = sorted(found, key=lambda case: case[0])
+    shown = list(dict.fromkeys(pair_id for _, pair_id, _ in by_place))[:MOST_CASES]
+    reasons: dict[str, list[str]] = {}
+    for _, pair_id, reason in found:
+        if pair_id in shown:
+            reasons.setdefault(pair_id, []).append(reason)
     order = list(judgement.per_image(judgement.methods[0], "psnr"))
     return [make_case(pair_id, why, read_part(parts, order.index(pair_id))) for pair_id, why in reasons.items()]
 

@@ -1,8 +1,11 @@
 """What is judged and by what: methods, the actor that runs them on images of a split, and what it measures."""
 
 import base64
+import ctypes
 import io
 import json
+import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,8 @@ from pipelines.pairs.ingest import decode_pair
 from pipelines.shards import ShardEntry
 from pipelines.trajectories.records import cached_shard, to_images
 from pipelines.weights import load_lpips, load_unet
-from reddit_core.metrics import quality
+from reddit_core.lpips import Lpips
+from reddit_core.metrics import match_mean, quality
 from reddit_core.sampler import enhance
 from reddit_core.unet import use_channels_last
 
@@ -39,9 +43,11 @@ PROTOCOL = (
     f"rounded to 8 bits before anything is measured; PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} "
     "dB; SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB; gt_mean scales the result "
     "to the ground truth's mean luma first, so it uses the ground truth; sharpness is the Laplacian energy of the luma "
-    "over the ground truth's (1 is right); LPIPS on [-1, 1]; clahe is kornia's equalize_clahe with OpenCV's default "
-    f"clip limit {CLAHE_CLIP:.0f} on {CLAHE_GRID[0]}x{CLAHE_GRID[1]} tiles of each channel; seconds and memory are of "
-    "the method's call alone, one image at a time, after a warm-up"
+    "over the ground truth's (1 is right), and counts only images whose ground truth is not flat; LPIPS on [-1, 1], "
+    "called uniform where the file has no learned channel weights, whose figures are not those of publications; clahe "
+    f"is kornia's equalize_clahe with OpenCV's default clip limit {CLAHE_CLIP:.0f} on {CLAHE_GRID[0]}x{CLAHE_GRID[1]} "
+    "tiles of each channel; seconds are of the method's call alone, one image at a time, after a warm-up; memory is of "
+    "another such call, one for each size of image"
 )
 PROC = Path("/proc/self")
 
@@ -63,6 +69,8 @@ class Method:
             raise ValueError(
                 f"weights holds {text!r}, but must be NAME:STEPS=URL, such as student:2=runs/x.safetensors"
             )
+        if name in (INPUT, CLAHE):
+            raise ValueError(f"weights holds {head}, but {name} is a row already; give another name, such as student")
         return cls(name, int(steps), url)
 
     @property
@@ -97,6 +105,21 @@ def shown_methods(config: EvaluateConfig) -> list[Method]:
     return [methods[key] for key in config.shown] if config.shown else list(methods.values())
 
 
+def load_distances(urls: Sequence[str]) -> dict[str, Lpips]:
+    """LPIPS over each backbone, by the name of its figure.
+
+    Raises:
+        ValueError: if a file holds no backbone, or two hold the same.
+    """
+    distances: dict[str, Lpips] = {}
+    for url in urls:
+        distance = load_lpips(url)
+        if any(distance.backbone == other.backbone for other in distances.values()):
+            raise ValueError(f"lpips holds a second {distance.backbone} backbone, {url}; give one file for each")
+        distances[distance.name] = distance
+    return distances
+
+
 @dataclass(frozen=True)
 class ImageRef:
     """Where one image of the split lies."""
@@ -123,20 +146,20 @@ class Judge:
         self.files = {method.url: load_unet(method.url, config.norm_groups) for method in self.methods if method.url}
         for file in self.files.values():
             use_channels_last(file.unet.to(self.device), bf16=config.precision == "bf16")
-        distances = [load_lpips(url).to(self.device) for url in config.lpips]
-        self.distances = {f"lpips_{distance.backbone}": distance for distance in distances}
+        self.distances = {name: lpips.to(self.device) for name, lpips in load_distances(config.lpips).items()}
         for method in self.methods:
             self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)
         self.memory = MemoryGauge(self.device)
+        self.peak_mb: dict[tuple[Method, tuple[int, ...]], float | None] = {}
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
         index = int(batch["id"][0])
         try:
             part = self.judge(self.images[index], lossless=index < SHOWN_IMAGES)
-        except ValueError as error:  # for people, so it has to reach the driver in one piece
-            return {"index": [index], "error": [str(error)]}
-        storage.write_bytes(part_url(self.parts, index), json.dumps(part).encode())
-        return {"index": [index], "error": [""]}
+            storage.write_bytes(part_url(self.parts, index), json.dumps(part).encode())
+        except (ValueError, OSError) as error:  # for people, so it has to reach the driver in one piece
+            return {"index": [index], "error": [str(error)], "of_storage": [isinstance(error, OSError)]}
+        return {"index": [index], "error": [""], "of_storage": [False]}
 
     def judge(self, image: ImageRef, *, lossless: bool) -> dict[str, Any]:
         pair = cached_shard(self.config.pairs, image.entry).slice(image.row, 1).to_pylist()[0]
@@ -145,7 +168,7 @@ class Judge:
         pictures = {TRUTH: normal}
         for method in self.methods:
             for seed in self.config.seeds if method.url else self.config.seeds[:1]:
-                estimate, cost = self.run(method, low, seed)
+                estimate, cost = self.run(method, low, seed, pair["pair_id"])
                 head = {"pair_id": pair["pair_id"], "method": method.name, "steps": method.steps, "seed": seed}
                 rows.append({**head, **self.measure(estimate, normal), **cost})
                 pictures.setdefault(method.key, estimate)
@@ -156,21 +179,42 @@ class Judge:
             "shown": [as_text(data) for data in shown] if lossless else [],
         }
 
-    def run(self, method: Method, low: NDArray[np.uint8], seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    def run(
+        self, method: Method, low: NDArray[np.uint8], seed: int, pair_id: str
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """A method's 8-bit result, and the seconds and memory that its call took per megapixel."""
         image, megapixels = to_images(low[None], self.device), low.shape[0] * low.shape[1] / 1e6
-        self.memory.start()
+        megabytes = self.peak_of(method, image, seed)
+        self.wait()
         started = time.perf_counter()
         unit = self.compute(method, image, seed)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds, megabytes = time.perf_counter() - started, self.memory.peak_mb()
+        self.wait()
+        seconds = time.perf_counter() - started
+        if not unit.isfinite().all():
+            raise ValueError(
+                f"the result of {method.key} for {pair_id} holds values that are not finite; use --precision fp32, or "
+                "other weights"
+            )
         result = (unit[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         cost = {
             "seconds_per_megapixel": seconds / megapixels if method.name != INPUT else 0.0,
             "peak_mb_per_megapixel": None if megabytes is None else megabytes / megapixels,
         }
         return result, cost
+
+    def wait(self) -> None:
+        """Until a GPU has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_of(self, method: Method, image: torch.Tensor, seed: int) -> float | None:
+        """The memory of a call in MB, from a call of its own, since measuring takes time; one for each size."""
+        key = (method, tuple(image.shape))
+        if key not in self.peak_mb:
+            self.memory.start()
+            self.compute(method, image, seed)
+            self.peak_mb[key] = self.memory.peak_mb()
+        return self.peak_mb[key]
 
     @torch.no_grad()
     def compute(self, method: Method, image: torch.Tensor, seed: int) -> torch.Tensor:
@@ -185,21 +229,24 @@ class Judge:
             return (enhance(file.unet, image, file.schedule, method.steps, seed, self.config.mode) + 1) / 2
 
     @torch.no_grad()
-    def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float]:
+    def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float | None]:
+        """Every figure; None where there is none, as of sharpness against a flat ground truth."""
         estimate_unit, normal_unit = ((to_images(x[None], self.device) + 1) / 2 for x in (estimate, normal))
         metrics = {name: float(value) for name, value in quality(estimate_unit, normal_unit).items()}
         for name in ("psnr", "psnr_gt_mean"):
             metrics[name] = min(metrics[name], MOST_PSNR)
+        matched = match_mean(estimate_unit, normal_unit)
         for name, distance in self.distances.items():
             metrics[name] = float(distance(estimate_unit * 2 - 1, normal_unit * 2 - 1))
-        return metrics
+            metrics[f"{name}_gt_mean"] = float(distance(matched * 2 - 1, normal_unit * 2 - 1))
+        return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 class MemoryGauge:
     """Peak memory of a call above what was in use when it started, in MB; None where nobody knows.
 
     On a GPU from torch's allocator; else the process's, from Linux's `VmHWM`, which writing 5 to `clear_refs`
-    resets.
+    resets, after glibc has given back what it keeps of freed memory, in which a call would find room unseen.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -211,6 +258,7 @@ class MemoryGauge:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
+            give_back_freed()
             try:
                 (PROC / "clear_refs").write_text("5")
             except OSError:  # no Linux, or a container that forbids it
@@ -228,6 +276,12 @@ class MemoryGauge:
             return None
         lines = (PROC / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+
+
+def give_back_freed() -> None:
+    """Has glibc return freed memory to the system; does nothing where there is no glibc."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:

@@ -1,5 +1,6 @@
 """The report of an evaluation as one HTML file that needs nothing else: tables, best and worst cases, pictures."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -41,9 +42,12 @@ LABELS = {
     "psnr_gt_mean": "PSNR GT-mean, dB",
     "ssim": "SSIM raw",
     "ssim_gt_mean": "SSIM GT-mean",
+    "sharpness": "sharpness raw",
+    "sharpness_gt_mean": "sharpness GT-mean",
     "seconds_per_megapixel": "seconds per megapixel",
     "peak_mb_per_megapixel": "peak MB per megapixel",
 }
+INTERVAL = re.compile(r"(\S+) to \S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,16 @@ def as_text(value: Any) -> str:
     return ", ".join(map(as_text, value)) if isinstance(value, list | tuple) else format_value(value)
 
 
+def label(name: str) -> str:
+    if name.startswith("lpips_"):
+        plain = name.removesuffix("_gt_mean")
+        return f"{plain} {'raw' if name == plain else 'GT-mean'}"
+    return LABELS.get(name, name)
+
+
 def table(rows: Sequence[Row]) -> str:
     head = "".join(
-        f"<th{'' if isinstance(value, str) else ' class=number'}>{escape(LABELS.get(name, name))}</th>"
+        f"<th{'' if isinstance(value, str) else ' class=number'}>{escape(label(name))}</th>"
         for name, value in rows[0].items()
     )
     body = "".join(f"<tr>{''.join(cell(value) for value in row.values())}</tr>" for row in rows)
@@ -101,8 +112,11 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def cell(value: Any) -> str:
+    """Intervals are sorted by where they begin."""
     if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
+        interval = INTERVAL.fullmatch(value)
+        sort_key = f' data-value="{escape(interval[1])}"' if interval else ""
+        return f"<td{sort_key}>{escape(value)}</td>"
     sort_key = "" if value is None else f' data-value="{value}"'
     return f'<td class="number"{sort_key}>{escape(format_value(value))}</td>'
 
@@ -137,5 +151,5 @@ def caption(case: Case, name: str) -> str:
         return ""
     return (
         f"<br>PSNR {row['psnr']:.2f} dB ({row['psnr_gt_mean']:.2f} GT-mean)<br>SSIM {row['ssim']:.3f}, "
-        f"sharpness {row['sharpness']:.2f}"
+        f"sharpness {format_value(row['sharpness'])}"
     )

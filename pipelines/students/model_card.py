@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from pipelines.reporting import format_value
 
+HEADING = "# Few-step low-light enhancement"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
@@ -50,7 +52,7 @@ class ModelCard:
     def render(self) -> str:
         """The card as Markdown."""
         lines = [
-            "# Few-step low-light enhancement",
+            HEADING,
             "",
             f"A student for {self.steps} DDIM steps, distilled from a diffusion teacher as in ReDDiT "
             "(Lan et al., Efficient Diffusion as Low Light Enhancer, CVPR 2025, arXiv 2410.12346).",

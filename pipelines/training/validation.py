@@ -1,5 +1,6 @@
 """A look at validation images with the few-step sampler: by the first worker, between two steps of training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from pipelines.pairs.ingest import decode_pair, split_shards
 from pipelines.trajectories.records import to_images
 from pipelines.weights import load_lpips
 from reddit_core.lpips import Lpips
-from reddit_core.metrics import quality
+from reddit_core.metrics import SHARPNESS, quality
 from reddit_core.sampler import enhance
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet
@@ -87,6 +88,12 @@ class ValidationImages:
             results.append(result)
             picture = (enhanced_unit[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             rows.append(np.concatenate([low, picture, normal], axis=1))
-        means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+        means = {name: mean_of(name, [result[name] for result in results]) for name in results[0]}
         same_size = all(row.shape == rows[0].shape for row in rows)
         return means, np.concatenate(rows[:GRID_IMAGES]) if same_size else None
+
+
+def mean_of(name: str, values: Sequence[float]) -> float:
+    """The mean; sharpness only of images that have one, and NaN where none has."""
+    known = [value for value in values if not (name in SHARPNESS and math.isnan(value))]
+    return float(np.mean(known)) if known else math.nan

@@ -23,6 +23,7 @@ from pipelines import storage
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance, plan_enhance
+from pipelines.enhancement.enhancer import Enhancer, Work
 from pipelines.enhancement.photo_files import read_photograph
 from pipelines.weights import load_unet, save_unet
 from reddit_core.sampler import enhance as enhance_untiled
@@ -165,7 +166,12 @@ def test_kill_and_rerun_of_fifty(photographs: dict[str, NDArray[np.uint8]], weig
     assert count["done before"] >= len(done)
     assert len(finished(output)) == 50
     assert {name: (output / name).stat().st_mtime_ns for name in done} == written
-    np.testing.assert_array_equal([Image.open(output / name).size for name in finished(output)], [(64, 48)] * 50)
+    whole = EnhanceConfig(
+        source=str(source), output=str(tmp_path / "whole"), weights=weights, steps=8, compute=ONE_THREAD
+    )
+    enhance(whole)
+    for name in finished(output):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def finished(output: Path) -> list[str]:
@@ -185,6 +191,7 @@ def finished(output: Path) -> list[str]:
         ({"overlap": "300"}, "overlap is 300"),
         ({"tile": "0"}, "tile is 0"),
         ({"stepz": "2"}, "stepz"),
+        ({"compute.gpu": "yes"}, "need a GPU each, but Ray has 0"),
     ],
 )
 def test_bad_arguments_get_one_line(
@@ -230,9 +237,40 @@ def test_weights_that_do_not_say_their_steps(folder: Path, tmp_path: Path, tiny_
         enhance(EnhanceConfig(source=str(folder), output=str(tmp_path / "out"), weights=url))
 
 
+def test_what_is_of_one_file_leaves_out_that_one(
+    weights: str, tmp_path: Path, tiny_unet: UNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here links in a circle, and a network whose result is not finite."""
+    monkeypatch.setattr(storage.read_bytes.retry, "sleep", lambda _: None)
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.png").symlink_to(source / "a.png")
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(source / "b.png")
+    next(tiny_unet.parameters()).data.fill_(float("nan"))
+    save_unet(weights, UNetFile(unet=tiny_unet))
+    config = EnhanceConfig(source=str(source), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD)
+    work = Work(str(source), (), ("a.png", "b.png"), 0, 2, {})
+    enhancer = Enhancer(config, work, "cpu")
+    circle, black = (enhancer({"id": np.array([i])}) for i in range(2))
+    assert "it cannot be read (OSError: Too many levels of symbolic links)" in circle["reason"]
+    assert "holds values that are not finite" in black["reason"][0]
+    assert circle["of_storage"] == black["of_storage"] == [""]
+
+
+def test_storage_that_fails_in_an_actor_is_one_clear_error(folder: Path, weights: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "compare").write_text("a file where a folder should be")
+    config = EnhanceConfig(
+        source=str(folder / "cup.webp"), output=str(output), weights=weights, compare=True, compute=ONE_THREAD
+    )
+    with pytest.raises(OSError, match=r"^storage failed at cup\.webp \(.*\); what was enhanced is kept; mend it"):
+        enhance(config)
+
+
 def test_not_one_readable_photograph_fails(weights: str, tmp_path: Path) -> None:
     source = tmp_path / "broken"
     source.mkdir()
     (source / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"none of the 1 photographs can be read; a\.png: it is not an image"):
+    with pytest.raises(ValueError, match=r"none of the 1 photographs can be enhanced; a\.png: it is not an image"):
         enhance(EnhanceConfig(source=str(source), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD))

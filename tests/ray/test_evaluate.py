@@ -82,7 +82,7 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
         ("student", 2),
         ("student", 1),
     ]
-    keys = {"psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "seconds_per_megapixel"}
+    keys = {"psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean", "seconds_per_megapixel"}
     assert all(keys <= set(row) for row in document["rows"])
     assert document["rows"][2]["seconds_per_megapixel"] > 0
     assert "rounded to 8 bits" in document["protocol"]
@@ -162,6 +162,27 @@ def test_what_an_interrupted_evaluation_judged_is_not_judged_again(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_storage_that_fails_in_an_actor_is_one_clear_error(config: EvaluateConfig) -> None:
+    output = Path(config.output)
+    output.mkdir()
+    (output / "parts").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match=r"^storage failed during evaluation \(.*\); what was judged is kept; mend it"):
+        evaluate(replace(config, limit=1))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_image_of_secret_weights(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
+    """The report shows no credentials, and no interval where there is none."""
+    url = str(tmp_path / "w.safetensors?X-Amz-Signature=hush-4711")
+    save_unet(url, UNetFile(unet=tiny_unet))
+    evaluate(replace(config, weights=(f"student:2={url}",), seeds=(0,), limit=1))
+    page, document = ((Path(config.output) / name).read_text() for name in ("report.html", "report.json"))
+    assert "w.safetensors?X-Amz-Signature=***" in page
+    assert "hush-4711" not in page + document
+    assert {row["psnr"] for row in json.loads(document)["intervals_95"]} == {"one image"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_damaged_shard_is_one_clear_error(config: EvaluateConfig, pairs: str) -> None:
     path = Path(pairs) / "shards" / "validation-0.arrow"
     data = bytearray(path.read_bytes())
@@ -193,8 +214,8 @@ def test_lpips_is_measured_over_each_backbone(tmp_path: Path, config: EvaluateCo
     torch.save(state, tmp_path / "alex.pth")
     judge = Judge(EvaluateConfig(pairs=config.pairs, output="o", lpips=(str(tmp_path / "alex.pth"),)), [], "", "cpu")
     normal = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert judge.measure(normal, normal)["lpips_alex"] == pytest.approx(0, abs=1e-6)
-    assert judge.measure(255 - normal, normal)["lpips_alex"] > 0
+    assert judge.measure(normal, normal)["lpips_alex_uniform"] == pytest.approx(0, abs=1e-6)
+    assert judge.measure(255 - normal, normal)["lpips_alex_uniform"] > 0
 
 
 def test_intervals_hold_the_mean_and_resample_images_not_seeds() -> None:
@@ -235,6 +256,9 @@ def test_the_plan_counts_what_would_be_run(config: EvaluateConfig) -> None:
     ("flags", "message"),
     [
         (("--weights", "student=x.safetensors"), "must be NAME:STEPS=URL"),
+        (("--weights", "clahe:2=WEIGHTS"), "clahe is a row already"),
+        (("--weights", "student:2=WEIGHTS", "--compute.gpu", "yes"), "need a GPU each, but Ray has 0"),
+        (("--lpips", "WEIGHTS"), "the LPIPS backbone is neither VGG16 nor AlexNet"),
         (("--weights", "student:2=nowhere.safetensors"), "there are no weights at"),
         (("--weights", "student:3=WEIGHTS"), "does not divide the schedule's 512 steps"),
         (("--weights", "student:2=WEIGHTS", "student:2=WEIGHTS"), "holds student:2 twice"),

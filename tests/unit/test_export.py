@@ -13,6 +13,7 @@ import torch
 from pipelines.config.use import ExportConfig
 from pipelines.enhancement import exporting
 from pipelines.enhancement.exporting import export, onnx_session, plan_export, run_onnx
+from pipelines.students.model_card import HEADING
 from pipelines.weights import save_unet
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
@@ -33,11 +34,11 @@ def test_exports_give_the_samplers_results(
     file = file_of(prediction, num_steps=steps)
     weights, output = tmp_path / "student.safetensors", tmp_path / "exported"
     save_unet(str(weights), file)
-    (tmp_path / "README.md").write_text("the card")
+    (tmp_path / "README.md").write_text(f"{HEADING}\n\nthe card\n")
     report = export(ExportConfig(weights=str(weights), output=str(output)))
     assert len(report.rows) == 4
     assert all(row["diff"] <= 1e-4 for row in report.rows)
-    assert (output / "README.md").read_text() == "the card"
+    assert (output / "README.md").read_text() == f"{HEADING}\n\nthe card\n"
     assert json.loads((output / "report.json").read_text())["steps"] == steps
 
     onnx_bytes, pt2_bytes = ((output / name).read_bytes() for name in ("student.onnx", "student.pt2"))
@@ -87,6 +88,23 @@ def test_the_card_says_what_the_weights_know(tmp_path: Path) -> None:
         "multiples of 2",
     ):
         assert said in card
+
+
+def test_a_readme_that_is_no_card_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# All my experiments\n")
+    config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
+    card = exporting.card_of(config, file_of(num_steps=2), 2).decode()
+    assert card.startswith(HEADING) and "experiments" not in card and "Unrolled" not in card
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_card_says_where_the_steps_differ(tmp_path: Path, beside: bool) -> None:
+    if beside:
+        (tmp_path / "README.md").write_text(f"{HEADING}\n\nA student for 2 DDIM steps\n")
+    config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
+    card = exporting.card_of(config, file_of(num_steps=2), 4).decode()
+    assert "A student for 2 DDIM steps" in card
+    assert card.endswith("\nUnrolled for 4 steps, distilled for 2.\n")
 
 
 def test_the_plan_says_what_would_be_written(tmp_path: Path) -> None:

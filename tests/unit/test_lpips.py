@@ -81,6 +81,12 @@ def test_given_linear_weights_are_used(states: dict[str, State], images: Tensor)
     with torch.no_grad():
         one, other = (Lpips(state)(images, images.flip(2)) for state in (plain, {**plain, **tripled}))
     torch.testing.assert_close(other, 3 * one)
+    assert (Lpips(plain).name, Lpips({**plain, **tripled}).name) == ("lpips_alex_uniform", "lpips_alex")
+    one_is_missing = {name: weight for name, weight in tripled.items() if not name.startswith("lin3")}
+    with pytest.raises(ValueError, match=r"lack lin3\.model\.1\.weight; give all of lin0 to lin4, or none"):
+        Lpips({**plain, **one_is_missing})
+    with pytest.raises(ValueError, match=r"lin1\.model\.1\.weight has shape .*, but the backbone has 128 channels"):
+        Lpips({**states["vgg"], **tripled})
 
 
 def test_the_gradient_is_finite_where_relu_leaves_nothing(images: Tensor) -> None:

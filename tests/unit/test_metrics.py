@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from kornia.filters import laplacian
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from reddit_core.metrics import match_mean, psnr, quality, sharpness, ssim
+from reddit_core.metrics import FLAT, match_mean, psnr, quality, sharpness, ssim
 from reddit_core.retinex import blur, gray
 
 Photographs = dict[str, NDArray[np.uint8]]
@@ -75,6 +76,15 @@ def test_sharpness_counts_detail() -> None:
     torch.testing.assert_close(sharpness(two, one), torch.tensor([2.0]))
 
 
+def test_a_flat_ground_truth_has_no_sharpness() -> None:
+    """Flat is what has less detail than rounding to 8 bits brings."""
+    flat, noise = torch.full((1, 3, 256, 256), 0.5), torch.rand(1, 3, 256, 256, generator=torch.manual_seed(0))
+    assert sharpness(noise, flat).isnan().all() and sharpness(flat, flat).isnan().all()
+    rounding = (noise * 255).round() / 255 - noise
+    energy = laplacian(gray(rounding), 3).square().mean()
+    torch.testing.assert_close(energy, torch.tensor(FLAT), rtol=0.02, atol=0)
+
+
 def test_sharpness_tells_blur_from_noise(normal: Tensor) -> None:
     noisy = normal + 0.2 * torch.randn(normal.shape, generator=torch.Generator().manual_seed(0))
     assert (sharpness(blur(normal), normal) < 0.5).all() and (sharpness(noisy, normal) > 1.5).all()
@@ -96,11 +106,14 @@ def test_gt_mean_clips_and_bears_black() -> None:
 
 def test_quality_shows_raw_and_gt_mean_side_by_side(estimate: Tensor, normal: Tensor) -> None:
     figures = quality(estimate, normal)
-    assert list(figures) == ["psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness"]
+    assert list(figures) == ["psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean"]
     assert torch.equal(figures["psnr"], psnr(estimate, normal))
     assert torch.equal(figures["psnr_gt_mean"], psnr(match_mean(estimate, normal), normal))
     dim = quality(0.6 * normal, normal)
     assert (dim["psnr_gt_mean"] > dim["psnr"]).all() and (dim["ssim_gt_mean"] > dim["ssim"]).all()
+    ones = torch.ones(len(normal))
+    torch.testing.assert_close(dim["sharpness"], 0.36 * ones, rtol=1e-4, atol=0)
+    torch.testing.assert_close(dim["sharpness_gt_mean"], ones, rtol=1e-4, atol=0)
 
 
 def test_images_below_the_window_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import struct
+import zlib
 from typing import Any
 
 import cv2
@@ -198,3 +200,62 @@ def test_size_is_refused_before_it_is_decoded(image: NDArray[np.uint8], monkeypa
     monkeypatch.setattr(photo_files, "MAX_MEGAPIXELS", 0.0005)
     with pytest.raises(ValueError, match="megapixels, but at most"):
         read_photograph(encode(image, "PNG"))
+
+
+def deep_tiff(samples: NDArray[np.uint16], **options: Any) -> bytes:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, samples, metadata=None, **options)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_separate_planes_of_16_bit(image: NDArray[np.uint8], orientation: int) -> None:
+    deep = image.astype(np.uint16) * 257
+    tags = [(ORIENTATION, 3, 1, orientation, True)]
+    planes = np.moveaxis(deep, -1, 0)
+    data = deep_tiff(planes, photometric="rgb", planarconfig="separate", compression="zlib", extratags=tags)
+    photograph = read_photograph(data)
+    np.testing.assert_array_equal(photograph.pixels, np.rot90(deep, -1) if orientation == 6 else deep)
+    again = read_photograph(write_photograph(photograph, photograph.pixels))
+    np.testing.assert_array_equal(again.pixels, photograph.pixels)
+
+
+def test_white_is_zero_in_16_bit_grey(image: NDArray[np.uint8]) -> None:
+    deep = image[:, :, 0].astype(np.uint16) * 257
+    photograph = read_photograph(deep_tiff(65535 - deep, photometric="miniswhite"))
+    assert photograph.grey
+    np.testing.assert_array_equal(photograph.pixels[:, :, 1], deep)
+    again = read_photograph(write_photograph(photograph, photograph.pixels))
+    assert np.abs(again.pixels[:, :, 1].astype(int) - deep).max() <= 1
+
+
+def test_colours_that_were_multiplied_by_alpha_are_divided_by_it(image: NDArray[np.uint8]) -> None:
+    alpha = np.full(image.shape[:2], 40_000, np.uint16)
+    alpha[:5] = 0
+    stored = np.rint(image * 257.0 * alpha[:, :, None] / 65535).astype(np.uint16)
+    data = deep_tiff(np.dstack([stored, alpha]), photometric="rgb", extrasamples=["assocalpha"])
+    photograph = read_photograph(data)
+    np.testing.assert_array_equal(photograph.alpha, alpha)
+    assert np.abs(photograph.pixels[5:] - image[5:] * 257.0).max() <= 1
+    assert not photograph.pixels[:5].any()
+
+
+def test_other_colours_of_16_bit_are_refused(image: NDArray[np.uint8]) -> None:
+    cmyk = np.zeros((20, 30, 4), np.uint16)
+    with pytest.raises(ValueError, match="colours are of TIFF's kind 5, but must be grey or RGB"):
+        read_photograph(deep_tiff(cmyk, photometric="separated"))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_transparent_colour_of_16_bit_png_becomes_alpha(image: NDArray[np.uint8], grey: bool) -> None:
+    deep = image.astype(np.uint16)[:, :, : 1 if grey else 3] * 257 + 1
+    key = deep[3, 4]
+    data = cv2.imencode(".png", deep[:, :, ::-1])[1].tobytes()
+    chunk = b"tRNS" + key.astype(">u2").tobytes()
+    block = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    photograph = read_photograph(data[:33] + block + data[33:])  # behind IHDR
+    np.testing.assert_array_equal(photograph.pixels, np.broadcast_to(deep, image.shape))
+    assert photograph.alpha is not None
+    np.testing.assert_array_equal(photograph.alpha == 0, (deep == key).all(axis=2))
+    again = read_photograph(write_photograph(photograph, photograph.pixels))
+    np.testing.assert_array_equal(again.alpha, photograph.alpha)

@@ -1,6 +1,7 @@
 """Tiles agree with each other, and with the untiled result."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
 from reddit_core.tiles import blend_weights, enhance_pixels, plan_spans, plan_tiles, sample_boxes, spread
 from reddit_core.unet import UNet, UNetConfig
+from reddit_core.weights import decode_unet
 
 SCHEDULE = NoiseSchedule()
+TRAINED = Path(__file__).parents[2] / "weights" / "demo-teacher.safetensors"
 
 
 @pytest.fixture(params=["v", "eps"])
@@ -54,6 +57,17 @@ def test_spans_cover_an_axis_and_weights_add_up(size: int, tile: int, share: int
     torch.testing.assert_close(total, torch.ones(size))
 
 
+@pytest.mark.parametrize(("size", "tile", "overlap", "multiple"), [(1000, 256, 64, 8), (777, 128, 32, 1)])
+def test_weights_move_smoothly_from_tile_to_tile(size: int, tile: int, overlap: int, multiple: int) -> None:
+    """No step of the weights is above the steepest one of a smooth step over half an overlap."""
+    spans = plan_spans(size, tile, overlap, multiple)
+    assert len(spans) > 2
+    for span, weight in zip(spans, blend_weights(spans), strict=True):
+        assert weight.diff().abs().max() <= 1.5 / (overlap / 2) + 1e-6
+        inner = [weight[0]] * (span.start > 0) + [weight[-1]] * (span.stop < size)
+        assert all(end == 0 for end in inner), "what sees the least of its surroundings counts"
+
+
 def test_cores_partition_the_image() -> None:
     counted = np.zeros((96, 144), int)
     for tile in plan_tiles(96, 144, 64, 16, 8):
@@ -84,6 +98,22 @@ def test_tiled_is_untiled(deeper_unet: UNet, photographs: dict[str, NDArray[np.u
     whole = enhance_pixels(deeper_unet, pixels, SCHEDULE, num_steps, seed=0, tile=256).astype(float)
     tiled = enhance_pixels(deeper_unet, pixels, SCHEDULE, num_steps, seed=0, tile=160, overlap=40)
     assert np.abs(tiled - whole).mean() < 0.5
+
+
+def test_tiles_of_a_trained_network_leave_no_seams(photographs: dict[str, NDArray[np.uint8]]) -> None:
+    """Tiled is untiled, and what differs does not jump where one tile gives way to the next (cut hard, 12-fold)."""
+    file = decode_unet(TRAINED.read_bytes())
+    pixels = darkened(photographs["coffee"])[:128].astype(np.uint16) * 257
+    whole, tiled = (
+        enhance_pixels(file.unet, pixels, file.schedule, 2, 0, tile, overlap=24) / 257 for tile in (256, 96)
+    )
+    difference = tiled - whole
+    assert np.abs(difference).mean() < 0.5
+    jumps = np.abs(np.diff(difference, axis=1)).mean(axis=(0, 2))
+    at_seams = np.zeros(len(jumps), bool)
+    for earlier, later in pairwise(plan_spans(pixels.shape[1], 96, 24, file.unet.config.size_multiple)):
+        at_seams[later.start : earlier.stop] = True
+    assert jumps[at_seams].max() < 5 * jumps[~at_seams].mean()
 
 
 def test_without_shared_statistics_tiles_would_differ(

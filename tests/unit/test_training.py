@@ -1,5 +1,6 @@
 """The worker loop by itself: a step and its rate, sharing a batch out, skipping what is not finite, checkpoints."""
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
 from pipelines.training.objective import Batch
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
+from pipelines.training.validation import mean_of
 from pipelines.weights import load_unet, save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig, use_channels_last
@@ -343,3 +345,9 @@ def test_a_student_has_no_dropout_whatever_its_teacher_had(tmp_path: Path) -> No
     z, level = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
     torch.testing.assert_close(student(z, z, level), teacher.unet.eval()(z, z, level))
     assert student.config == replace(config, dropout=0.0)
+
+
+def test_validation_leaves_flat_images_out_of_sharpness_alone() -> None:
+    assert mean_of("sharpness", [math.nan, 1.0, 2.0]) == 1.5
+    assert math.isnan(mean_of("sharpness", [math.nan]))
+    assert math.isnan(mean_of("psnr", [math.nan, 20.0])), "a network that diverged must not look better"

@@ -1,0 +1,118 @@
+"""The actor that reads, enhances and writes photographs, and what it is told."""
+
+import errno
+import io
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines import storage
+from pipelines.cluster import torch_threads
+from pipelines.config.use import EnhanceConfig
+from pipelines.enhancement.photo_files import Photograph, read_photograph, write_photograph
+from pipelines.enhancement.sixteen_bit import Pixels
+from pipelines.weights import load_unet
+from reddit_core.tiles import enhance_pixels
+from reddit_core.unet import use_channels_last
+
+COMPARISONS = "compare"
+COMPARISON_SIDE = 2048
+# Errors of reading that are of one file, such as a bad sector, a name that is too long, and links in a circle.
+OF_A_FILE = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: where photographs lie, which are there, which are missing, and with how many steps."""
+
+    root: str
+    names: Sequence[str]
+    missing: Sequence[str]
+    ignored: int
+    steps: int
+    settings: Mapping[str, Any]
+
+
+def results_of(config: EnhanceConfig, name: str) -> list[str]:
+    """The files that a photograph leads to, relative to the output."""
+    return [name, *([f"{COMPARISONS}/{name}.jpg"] if config.compare else [])]
+
+
+class Enhancer:
+    """Reads, enhances and writes photographs; several calls run at once, but only one uses the network."""
+
+    def __init__(self, config: EnhanceConfig, work: Work, device: str) -> None:
+        torch.set_num_threads(torch_threads(config.compute))
+        self.config, self.work = config, work
+        file = load_unet(config.weights, config.norm_groups)
+        self.unet, self.schedule = file.unet.to(device), file.schedule
+        use_channels_last(self.unet, bf16=config.precision == "bf16")
+        self.network_is_free = threading.Lock()
+
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
+        name = self.work.missing[int(batch["id"][0])]
+        try:
+            photograph = self.read(name)
+            pixels, seconds = self.enhance(photograph.pixels)
+            self.write(name, photograph, pixels)
+        except ValueError as error:
+            return outcome(name, reason=str(error))
+        except OSError as error:  # for people, so it has to reach the driver in one piece
+            return outcome(name, of_storage=str(error) or type(error).__name__)
+        return outcome(name, megapixels=pixels.shape[0] * pixels.shape[1] / 1e6, seconds=seconds)
+
+    def read(self, name: str) -> Photograph:
+        """A photograph; a file that storage has, but cannot read, is a ValueError as a broken one is."""
+        try:
+            return read_photograph(storage.read_bytes(storage.join(self.work.root, name)))
+        except OSError as error:
+            if isinstance(error, storage.PERMANENT_ERRORS) or error.errno in OF_A_FILE:
+                raise ValueError(f"it cannot be read ({type(error).__name__}: {error.strerror or error})") from None
+            raise
+
+    def write(self, name: str, photograph: Photograph, pixels: Pixels) -> None:
+        if self.config.compare:
+            comparison = side_by_side(photograph.pixels, pixels)
+            storage.write_bytes(storage.join(self.config.output, results_of(self.config, name)[1]), comparison)
+        # Last, since a photograph counts as done when this file is there.
+        storage.write_bytes(storage.join(self.config.output, name), write_photograph(photograph, pixels))
+
+    def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
+        """The enhanced pixels, and the seconds that the network took."""
+        config, device = self.config, next(self.unet.parameters()).device
+        with (
+            self.network_is_free,
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"),
+        ):
+            started = time.perf_counter()
+            result = enhance_pixels(
+                self.unet, pixels, self.schedule, self.work.steps, config.seed, config.tile, config.overlap
+            )
+            return result, time.perf_counter() - started
+
+
+def outcome(
+    name: str, *, reason: str = "", of_storage: str = "", megapixels: float = 0.0, seconds: float = 0.0
+) -> dict[str, list[Any]]:
+    """A row for the driver: the `reason` why a photograph was left out, or what storage failed with, or its figures."""
+    row = {"name": name, "reason": reason, "of_storage": of_storage, "megapixels": megapixels, "seconds": seconds}
+    return {column: [value] for column, value in row.items()}
+
+
+def side_by_side(before: Pixels, after: Pixels) -> bytes:
+    """A JPEG of both, 8-bit, each with at most `COMPARISON_SIDE` pixels a side."""
+    halves = []
+    for pixels in (before, after):
+        image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
+        image.thumbnail((COMPARISON_SIDE, COMPARISON_SIDE), Image.Resampling.LANCZOS)
+        halves.append(np.asarray(image))
+    sink = io.BytesIO()
+    Image.fromarray(np.concatenate(halves, axis=1)).save(sink, format="JPEG", quality=92)
+    return sink.getvalue()

@@ -1,0 +1,180 @@
+"""What is judged and how it is measured, without a cluster."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines import shards, storage
+from pipelines.config.parts import ComputeConfig
+from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation import judgement
+from pipelines.evaluation.evaluate import find_images, fingerprint, plan_evaluate
+from pipelines.evaluation.judgement import Judgement, find_cases, interval, intervals
+from pipelines.evaluation.judging import Judge, MemoryGauge, Method, load_distances, methods_of, part_url
+from pipelines.evaluation.report_page import cell, label
+from pipelines.images import encode_png
+from pipelines.shards import PAIR_SCHEMA, Manifest, ShardEntry
+from pipelines.weights import save_unet
+from reddit_core.unet import UNet
+from reddit_core.weights import UNetFile
+
+SECRET = "hush-4711"
+ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+
+
+def write_pairs(url: str, num_shards: int) -> None:
+    """So many shards of one pair each; more of them are the same dataset, grown."""
+    import pyarrow as pa  # noqa: PLC0415 - next to its only use
+
+    def write(number: int) -> ShardEntry:
+        image = encode_png(np.full((32, 32, 3), number, np.uint8))
+        row = {"pair_id": f"p{number}", "low": image, "normal": image, "width": 32, "height": 32, "sha256": "0"}
+        return shards.write_shard(url, f"v-{number}", pa.Table.from_pylist([row], PAIR_SCHEMA), split="validation")
+
+    entries = tuple(write(number) for number in range(num_shards))
+    shards.write_manifest(url, Manifest(kind="pairs", spec={"source": "test"}, shards=entries))
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_unet: UNet) -> EvaluateConfig:
+    """Of weights whose URL holds a credential."""
+    pairs, weights = str(tmp_path / "pairs"), str(tmp_path / f"w.safetensors?X-Amz-Signature={SECRET}")
+    write_pairs(pairs, 1)
+    save_unet(weights, UNetFile(unet=tiny_unet, facts={"num_steps": 2}))
+    return EvaluateConfig(
+        pairs=pairs, output=str(tmp_path / "o"), weights=(f"student:2={weights}",), compute=ComputeConfig(threads=1)
+    )
+
+
+@pytest.fixture
+def alex(tmp_path: Path) -> str:
+    """An AlexNet without the learned weights of LPIPS, at a URL with a credential."""
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = {f"features.{i}.weight": torch.randn(o, c, k, k) / 99 for i, (o, c, k) in ALEX.items()}
+    state |= {f"features.{i}.bias": torch.zeros(o) for i, (o, _, _) in ALEX.items()}
+    url = str(tmp_path / f"alex.pth?X-Amz-Signature={SECRET}")
+    torch.save(state, url)
+    return url
+
+
+@pytest.mark.parametrize("name", ["input", "clahe"])
+def test_weights_cannot_take_the_name_of_another_row(name: str) -> None:
+    with pytest.raises(ValueError, match=f"weights holds {name}:2, but {name} is a row already; give another name"):
+        Method.parse(f"{name}:2=w.safetensors")
+
+
+def test_pairs_that_were_added_make_another_evaluation(config: EvaluateConfig) -> None:
+    before = fingerprint(config, methods_of(config))
+    assert fingerprint(config, methods_of(config)) == before
+    write_pairs(config.pairs, 2)
+    after = fingerprint(config, methods_of(config))
+    assert {name for name in after if after[name] != before[name]} == {"pairs_shards"}
+    assert len(find_images(config)) == 2
+
+
+def test_credentials_of_weights_are_not_shown(tmp_path: Path, config: EvaluateConfig, alex: str) -> None:
+    config = EvaluateConfig(pairs=config.pairs, output=config.output, weights=config.weights, lpips=(alex,))
+    shown = json.dumps([fingerprint(config, methods_of(config)), plan_evaluate(config).rows])
+    assert "w.safetensors" in shown and "alex.pth" in shown
+    assert SECRET not in shown
+
+
+def test_a_backbone_without_learned_weights_is_called_uniform(config: EvaluateConfig, alex: str) -> None:
+    assert list(load_distances((alex,))) == ["lpips_alex_uniform"]
+    with pytest.raises(ValueError, match=r"lpips holds a second alex backbone, .*; give one file for each"):
+        load_distances((alex, alex))
+    page = Path(alex).with_name("page.html")
+    page.write_text("404")
+    with pytest.raises(ValueError, match=r"the state dict at .*page\.html cannot be read"):
+        plan_evaluate(EvaluateConfig(pairs=config.pairs, output=config.output, lpips=(str(page),)))
+
+
+def test_lpips_is_raw_and_gt_mean(config: EvaluateConfig, alex: str) -> None:
+    judge = Judge(EvaluateConfig(pairs=config.pairs, output="o", lpips=(alex,)), [], "", "cpu")
+    normal = np.random.default_rng(0).integers(0, 128, (64, 64, 3), dtype=np.uint8) * 2
+    figures = judge.measure(normal // 2, normal)
+    assert figures["lpips_alex_uniform"] > 0
+    assert figures["lpips_alex_uniform_gt_mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_flat_ground_truth_has_no_sharpness_and_does_not_count(config: EvaluateConfig) -> None:
+    judge = Judge(EvaluateConfig(pairs=config.pairs, output="o"), [], "", "cpu")
+    flat = np.full((32, 32, 3), 100, np.uint8)
+    noisy = np.random.default_rng(0).integers(90, 110, flat.shape, dtype=np.uint8)
+    rows = [judge.measure(noisy, normal) for normal in (flat, noisy)]
+    assert rows[0]["sharpness"] is None and rows[0]["sharpness_gt_mean"] is None
+    assert judgement.mean_of([row["sharpness"] for row in rows]) == 1
+    method = Method("student", 2, "u")
+    heads = [{"pair_id": i, "method": "student", "steps": 2, "seed": 0} for i in "ab"]
+    judged = Judgement([method], [{**head, **row} for head, row in zip(heads, rows, strict=True)])
+    assert judged.per_image(method, "sharpness") == {"b": 1.0}
+    [row] = intervals(judged)
+    assert row["sharpness"] == "one image" and " to " in row["psnr"]
+
+
+def test_a_result_that_is_not_finite_is_refused(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
+    next(tiny_unet.parameters()).data.fill_(math.nan)
+    broken = str(tmp_path / "broken.safetensors")
+    save_unet(broken, UNetFile(unet=tiny_unet))
+    judge = Judge(EvaluateConfig(pairs=config.pairs, output="o", weights=(f"student:2={broken}",)), [], "", "cpu")
+    with pytest.raises(ValueError, match=r"the result of student:2 for p7 holds values that are not finite; use"):
+        judge.run(judge.methods[2], np.zeros((32, 32, 3), np.uint8), 0, "p7")
+
+
+@pytest.mark.skipif(MemoryGauge(torch.device("cpu")).at_rest is None, reason="the system does not tell peaks")
+def test_a_call_takes_as_much_memory_the_third_time(tiny_unet: UNet) -> None:
+    gauge, image, measured = MemoryGauge(torch.device("cpu")), torch.zeros(1, 3, 96, 96), []
+    for _ in range(3):
+        gauge.start()
+        with torch.no_grad():
+            tiny_unet(image, image, torch.ones(1))
+        measured.append(gauge.peak_mb())
+    attention = (48 * 48) ** 2 * 4 / 1e6  # of the inner level, every pixel to every other
+    assert min(measured) > attention
+    assert max(measured) < 1.2 * min(measured)
+
+
+def test_cost_is_of_the_size_of_the_image(config: EvaluateConfig) -> None:
+    """Memory is measured once for each size, and always known where it was."""
+    judge = Judge(config, [], "", "cpu")
+    costs = [judge.run(judge.methods[2], np.zeros((side, 64, 3), np.uint8), 0, "p")[1] for side in (64, 64, 128)]
+    assert costs[0]["peak_mb_per_megapixel"] == costs[1]["peak_mb_per_megapixel"]
+    assert all(cost["seconds_per_megapixel"] > 0 for cost in costs)
+    assert len(judge.peak_mb) == 2
+
+
+def test_intervals_need_two_images_and_are_sorted_by_value() -> None:
+    assert interval([]) is None
+    assert interval([3.0]) == "one image"
+    low, _, high = interval([10.0, 20.0]).partition(" to ")
+    assert float(low) == 10 and float(high) == 20
+    assert cell("9.5 to 12") == '<td data-value="9.5">9.5 to 12</td>'
+    assert cell("one image") == "<td>one image</td>"
+
+
+def test_raw_and_gt_mean_are_told_apart() -> None:
+    names = ("sharpness", "sharpness_gt_mean", "lpips_vgg", "lpips_alex_uniform_gt_mean")
+    assert [label(name) for name in names] == [
+        "sharpness raw",
+        "sharpness GT-mean",
+        "lpips_vgg raw",
+        "lpips_alex_uniform GT-mean",
+    ]
+
+
+def test_many_networks_share_the_cases_that_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judgement, "MOST_CASES", 4)
+    methods, parts, rows = [Method("a", 2, "u"), Method("b", 2, "u")], str(tmp_path), []
+    for index in range(8):
+        figures = (("a", index), ("b", (index + 4) % 8))
+        own = [{"pair_id": f"p{index}", "method": m, "steps": 2, "seed": 0, "psnr": float(v)} for m, v in figures]
+        rows += own
+        part = {"rows": own, "pictures": {"a:2": "", "b:2": "", "ground truth": ""}, "shown": []}
+        storage.write_bytes(part_url(parts, index), json.dumps(part).encode())
+    cases = find_cases(parts, Judgement(methods, rows))
+    assert [case.pair_id for case in cases] == ["p0", "p4", "p7", "p3"]  # the worst and the best one of each
