@@ -1,6 +1,7 @@
 """The configuration of the experiments: what is distilled, how often, and on what it is judged."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal
 
 from pipelines import storage
@@ -40,11 +41,23 @@ class ExperimentConfig:
         require(bool(self.full_wells), "full_wells is empty, but at least one noise is needed; use 20000 or 20000 2000")
         require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
         require(bool(self.distill.pairs), "students are judged on the validation split; give --distill.pairs URL")
+        require(
+            self.experiment != "refinement" or self.distill.refine_weight != 0,
+            "distill.refine_weight is 0, so that no student would be refined; give one, such as 0.02",
+        )
+        self.exposures()  # refuses what no exposure can be
 
     @property
     def folder(self) -> str:
         """URL of what the experiment shows."""
         return storage.join(self.output, self.experiment)
+
+    def exposures(self) -> dict[str, DegradeConfig]:
+        """The low-light model of each darkness and noise, by name."""
+        return {
+            exposure_name(stops, full_well): replace(self.degrade, stops=(stops, stops), full_well=full_well)
+            for stops, full_well in product(self.stops, self.full_wells)
+        }
 
 
 def exposure_name(stops: float, full_well: float) -> str:

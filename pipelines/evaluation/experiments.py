@@ -8,13 +8,13 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import reporting, shards, storage
-from pipelines.config.experiments import ExperimentConfig, exposure_name
+from pipelines.config.experiments import ExperimentConfig
 from pipelines.config.jobs import DistillConfig, IngestConfig
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import curves
@@ -22,7 +22,8 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import decode_pair, ingest, split_shards
 from pipelines.reporting import Report, Row
-from pipelines.training.distillation import distill, student_name
+from pipelines.training.distillation import distill, plan_distill, student_name
+from pipelines.trajectories.records import shards_hash
 
 PLOT = "plot.png"
 
@@ -64,6 +65,18 @@ def methods_of(config: ExperimentConfig) -> tuple[str, ...]:
     return (*teachers, *(student.method for student in students_of(config)))
 
 
+def runs_of(config: ExperimentConfig) -> list[DistillConfig]:
+    """The distillations that make the students."""
+    return list({student.run.output: student.run for student in students_of(config)}.values())
+
+
+def check(config: ExperimentConfig) -> None:
+    """Refuses, before anything is spent, a run that could not be made or gone on with, or nothing to judge on."""
+    split_shards(shards.read_manifest(config.distill.pairs, "pairs"), "validation")
+    for run in runs_of(config):
+        plan_distill(run)
+
+
 def experiment(config: ExperimentConfig) -> Report:
     """Distils the students that are missing and judges them all, on every darkness if that is the experiment.
 
@@ -72,7 +85,8 @@ def experiment(config: ExperimentConfig) -> Report:
     Raises:
         ValueError: if the cache, teacher and pairs cannot be used together, before anything is spent.
     """
-    for run in {student.run.output: student.run for student in students_of(config)}.values():
+    check(config)
+    for run in runs_of(config):
         distill(run)
     rows: list[Row] = []
     for name, pairs in judged_pairs(config).items():
@@ -122,18 +136,18 @@ def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
     """The pair datasets that the methods are judged on, by name; those of darkness are made where they are missing."""
     if config.experiment != "darkness":
         return {"validation": config.distill.pairs}
-    key = shards.read_manifest(config.distill.pairs, "pairs").key
+    manifest = shards.read_manifest(config.distill.pairs, "pairs")
+    key = shards.spec_key({"pairs": manifest.key, "shards": shards_hash(split_shards(manifest, "validation"))})
     folder = storage.join(config.folder, f"{key}-{config.limit or 'all'}-images")
     photographs, splits = write_normal_images(config, folder)
     datasets = {}
-    for stops, full_well in product(config.stops, config.full_wells):
-        name = exposure_name(stops, full_well)
+    for name, exposure in config.exposures().items():
         darkened = IngestConfig(
             layout="degrade",
             source=photographs,
             splits=splits,
             output=storage.join(folder, name),
-            degrade=replace(config.degrade, stops=(stops, stops), full_well=full_well),
+            degrade=exposure,
             degrade_seed=config.degrade_seed,
         )
         ingest(darkened)
@@ -166,6 +180,7 @@ def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
 
 def plan_experiment(config: ExperimentConfig) -> Report:
     """What would be distilled and judged."""
+    check(config)
     rows: list[Row] = [{"student": student.name, "steps": student.stage // 2} for student in students_of(config)]
     facts: Row = {"judged on": "validation"}
     if config.experiment == "darkness":

@@ -243,9 +243,10 @@ def student_rows(config: DistillConfig) -> list[reporting.Row]:
 
 
 def plan_distill(config: DistillConfig) -> Report:
-    """What each stage would be trained on."""
+    """What each stage would be trained on; refuses what `distill` would."""
     check_inputs(config)
     stream = make_stream(config)
+    runs.is_recorded(config.output, runs.with_records(runs.settings_of(config), stream))
     rows = [
         {
             "stage": f"{stage} -> {stage // 2}",

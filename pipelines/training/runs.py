@@ -59,14 +59,30 @@ def record_config(output: str, config: Any, stream: Stream) -> Settings:
 
 def record_settings(output: str, settings: Settings, stream: Stream, what: str) -> Settings:
     """`record_config` of settings that are chosen already, for a run or a sweep (`what`)."""
-    settings = {**settings, "records": [stage.key for stage in stream.stages]}
-    url = storage.join(output, CONFIG)
-    if storage.exists(url):
-        shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
-        return settings
-    storage.check_writable(output)
-    storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
+    settings = with_records(settings, stream)
+    if not is_recorded(output, settings, what):
+        storage.check_writable(output)
+        url = storage.join(output, CONFIG)
+        storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
     return settings
+
+
+def with_records(settings: Settings, stream: Stream) -> Settings:
+    """The settings, and what the records of each stage are made of."""
+    return {**settings, "records": [stage.key for stage in stream.stages]}
+
+
+def is_recorded(output: str, settings: Settings, what: str = "run") -> bool:
+    """Whether these settings are on record already.
+
+    Raises:
+        ValueError: if others are.
+    """
+    url = storage.join(output, CONFIG)
+    if not storage.exists(url):
+        return False
+    shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
+    return True
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
 from pipelines.evaluation.experiments import experiment, judged_pairs, plan_experiment
 from pipelines.pairs.ingest import ingest
-from pipelines.shards import read_manifest
+from pipelines.shards import read_manifest, write_manifest
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
@@ -47,6 +47,23 @@ def config(
         tracking=TrackingConfig(enabled=False),
     )
     return ExperimentConfig(distill=distill, output=str(tmp_path / "experiment"), seeds=(0,), limit=1)
+
+
+def test_what_cannot_be_used_is_refused_before_anything_is_distilled(config: ExperimentConfig) -> None:
+    other = Path(config.output) / "students" / "unrefined-seed-0" / "config.json"
+    other.parent.mkdir(parents=True)
+    other.write_text('{"refine_weight": 0.5}')
+    for refused in (plan_experiment, experiment):
+        with pytest.raises(ValueError, match=r"the run at .*unrefined-seed-0 does not match: .*refine_weight is 0\.5"):
+            refused(config)
+    other.unlink()
+    manifest = read_manifest(config.distill.pairs, "pairs")
+    only = tuple(entry for entry in manifest.shards if entry.split == "train")
+    write_manifest(config.distill.pairs, replace(manifest, shards=only))
+    for refused in (plan_experiment, experiment):
+        with pytest.raises(ValueError, match="split validation holds no pairs"):
+            refused(config)
+    assert not weights_of(config)
 
 
 def weights_of(config: ExperimentConfig) -> dict[Path, int]:

@@ -1,0 +1,33 @@
+"""What an experiment refuses when it is configured."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.config.experiments import ExperimentConfig
+from pipelines.config.jobs import DistillConfig
+
+DISTILL = DistillConfig(cache="c", teacher="t", output="o", pairs="p")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stops": (2.0, -1.0)}, r"stops run from -1\.0 to -1\.0, but must rise from at least 0"),
+        ({"full_wells": (2000.0, 0.0)}, r"full_well is 0\.0 .*but electrons must be positive"),
+        ({"distill": replace(DISTILL, refine_weight=0.0)}, r"refine_weight is 0, so that no student would be refined"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExperimentConfig(**{"distill": DISTILL, "output": "o", **settings})
+
+
+def test_other_experiments_need_no_refinement() -> None:
+    unrefined = replace(DISTILL, refine_weight=0.0)
+    config = ExperimentConfig(distill=unrefined, output="o", experiment="darkness", stops=(2.0,), full_wells=(2e4, 2e3))
+    assert {name: (model.stops, model.full_well) for name, model in config.exposures().items()} == {
+        "2-stops-20000-electrons": ((2.0, 2.0), 2e4),
+        "2-stops-2000-electrons": ((2.0, 2.0), 2e3),
+    }
