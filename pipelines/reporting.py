@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 FILE = "report.json"
+# Columns of a log file, which has no width of its own; rich would squeeze every table into 80.
+LOG_WIDTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Report:
 
 def show(report: Report, console: Console | None = None) -> None:
     """Prints the report's title, its rows as a table, and its facts, without credentials of URLs."""
-    console, title = console or Console(), redact(report.title)
+    console, title = console or make_console(), redact(report.title)
     if report.rows:
         table = Table(title=title, title_justify="left")
         for name in report.rows[0]:
@@ -50,6 +52,12 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print(title)
     for name, value in report.facts.items():
         console.print(f"  {name}: {redact(format_value(value))}", soft_wrap=True, highlight=False)
+
+
+def make_console() -> Console:
+    """Standard output: as wide as the terminal, or as a log needs it."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
 def format_value(value: Any) -> str:
