@@ -210,6 +210,8 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
         for cause in causes_of(error):
             failures.raise_for_people(cause, "training", CHECKPOINTS_KEPT)
         raise
+    except SystemExit:  # Ray Train's answer to Ctrl-C, when it has ended the workers
+        raise KeyboardInterrupt from None
     except ray.exceptions.RayError as error:  # Ray Train's controller itself could not be started
         failures.raise_for_people(error, "training", CHECKPOINTS_KEPT)
         raise

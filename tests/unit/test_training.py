@@ -1,10 +1,12 @@
 """The worker loop by itself: a step and its rate, sharing a batch out, skipping what is not finite, checkpoints."""
 
 import math
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig,
 from pipelines.delivery.run_handle import OFF
 from pipelines.delivery.unsent import File, Point
 from pipelines.delivery.writer import BufferedWriter
-from pipelines.training import checkpoints
+from pipelines.training import checkpoints, runs
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
 from pipelines.training.objective import Batch
@@ -296,6 +298,17 @@ def test_a_full_disk_is_an_error_of_storage_and_leaves_nothing(
     with pytest.raises(OSError, match="No space left on device"):
         saved(worker)
     assert not list(tmp_path.glob("reddit-checkpoint-*"))
+
+
+def test_an_interrupted_training_is_no_finished_one() -> None:
+    class Interrupted:
+        """As Ray Train's trainer after Ctrl-C."""
+
+        def fit(self) -> NoReturn:
+            sys.exit(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.fit(Interrupted())  # type: ignore[arg-type]
 
 
 def test_the_progress_line_and_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
