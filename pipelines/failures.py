@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import ray.exceptions
 
 # For people: a damaged shard, or one that is gone. Ray passes on as text alone what a task, or its controller, raised.
-OF_STORAGE = r"OSError|FileNotFoundError|PermissionError|TimeoutError|Connection\w*Error|ClientError"
+OF_STORAGE = (
+    r"OSError|File(?:NotFound|Exists)Error|(?:Not|Is)ADirectoryError|PermissionError|TimeoutError|Connection\w*Error"
+    "|ClientError"
+)
 RAISED_ELSEWHERE = re.compile(rf"^(?:[\w.]+\.)?(ValueError|{OF_STORAGE}): (.+)$", re.MULTILINE)
 
 
@@ -17,7 +20,7 @@ def of_tasks(job: str, kept: str) -> Iterator[None]:
 
     Args:
         job: what fails, as in "storage failed during {job}".
-        kept: what is not lost, as in "{kept} are kept".
+        kept: what is not lost, such as "the shards that were written are kept".
 
     Raises:
         ValueError: if a task could not use what it was given, a damaged shard for example.
@@ -43,7 +46,7 @@ def raise_for_people(cause: BaseException, job: str, kept: str) -> None:
     if kind == "ValueError" or isinstance(cause, ValueError):
         raise ValueError(reason) from cause
     raise OSError(
-        f"storage failed during {job} ({reason}); {kept} are kept; mend it, and run the same command again to go on"
+        f"storage failed during {job} ({reason}); {kept}; mend it, and run the same command again to go on"
     ) from cause
 
 

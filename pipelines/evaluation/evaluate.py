@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipelines import reporting, shards, storage
+from pipelines import failures, reporting, shards, storage
 from pipelines.cluster import check_gpus, rounds, torch_threads, use_gpu
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
@@ -140,18 +140,12 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
         return
     judged = (row for part in rounds(missing) for row in judging(config, images, parts, part).iter_rows())
     console, started, shown = Console(highlight=False), time.perf_counter(), 0.0
-    for done, row in enumerate(judged, start=1):
-        if row["of_storage"]:
-            raise OSError(
-                f"storage failed during evaluation ({row['error']}); what was judged is kept; mend it, and run the "
-                "same command again to go on"
-            )
-        if row["error"]:
-            raise ValueError(row["error"])
-        seconds = time.perf_counter() - started
-        if seconds - shown >= PROGRESS_EVERY_S:
-            shown, left = seconds, seconds / done * (len(missing) - done)
-            console.print(f"evaluate {done}/{len(missing)} images, {done / seconds:.2f}/s, {left:.0f} s left")
+    with failures.of_tasks("evaluation", kept="what was judged is kept"):
+        for done, _ in enumerate(judged, start=1):
+            seconds = time.perf_counter() - started
+            if seconds - shown >= PROGRESS_EVERY_S:
+                shown, left = seconds, seconds / done * (len(missing) - done)
+                console.print(f"evaluate {done}/{len(missing)} images, {done / seconds:.2f}/s, {left:.0f} s left")
 
 
 def judging(config: EvaluateConfig, images: Sequence[ImageRef], parts: str, chosen: Sequence[int]) -> ray.data.Dataset:

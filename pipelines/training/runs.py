@@ -27,7 +27,7 @@ from pipelines.training.stream import Stream, make_dataset
 
 CONFIG, IDENTITY = "config.json", "identity"
 CHECKPOINTS = "checkpoints"
-CHECKPOINTS_KEPT = "the checkpoints before"
+CHECKPOINTS_KEPT = "the checkpoints before are kept"
 # What Ray Data may hold ready for each worker: several spans, however long the run.
 READY_BYTES = 2**29
 # Settings that may differ between a run and its continuation, because they do not change what is learned.
