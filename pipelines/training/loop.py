@@ -27,7 +27,6 @@ from pipelines.training.checkpoints import TrainState
 from pipelines.training.objective import Batch, Network, Objective
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
-from reddit_core.unet import use_channels_last
 
 # The validation metric by which the best weights of a stage are kept.
 BEST_METRIC = "psnr"
@@ -120,7 +119,6 @@ class Worker:
     def begin_stage(self, stage: int) -> None:
         torch.manual_seed(self.loop.optim.seed)
         unet = self.loop.objective.begin(stage, self.device)
-        use_channels_last(unet, bf16=False)
         self.state = TrainState.begin(stage, unet, self.loop.optim)
         self.parallel = DistributedDataParallel(unet) if self.world_size > 1 else None
         if self.parallel:
@@ -165,7 +163,7 @@ class Worker:
     def step(self, batch: Batch) -> None:
         """One optimizer step; a non-finite loss or gradient leaves everything as it was and is counted."""
         state, optim = self.state, self.loop.optim
-        generator = torch.Generator().manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank))
+        generator = torch.Generator(self.device).manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank))
         torch.manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank) + 1)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(optim, state.step)

@@ -28,7 +28,8 @@ class Objective(Protocol):
     def terms(
         self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
     ) -> dict[str, Tensor]:
-        """Loss terms per sample; `loss` is their weighted sum, which is minimized."""
+        """Loss terms per sample; `loss` is their weighted sum, which is minimized. Draws come from the generator, which
+        is on the device."""
 
     def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         """Validation metrics of the averaged network, and a grid of images to look at."""

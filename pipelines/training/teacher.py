@@ -56,8 +56,8 @@ class TeacherObjective:
         self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
     ) -> dict[str, Tensor]:
         low, normal = to_images(batch["low"], device), to_images(batch["normal"], device)
-        level = draw_training_levels(self.config.schedule, len(low), generator).to(device)
-        eps = torch.randn(normal.shape, generator=generator).to(device)
+        level = draw_training_levels(self.config.schedule, len(low), generator)
+        eps = torch.randn(normal.shape, generator=generator, device=device)
         output = network(add_noise(normal, eps, level), low, level)
         return {"loss": teacher_loss(output, normal, eps, level, self.config.unet.prediction)}
 
@@ -76,10 +76,13 @@ class TeacherObjective:
 
 
 def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
-    """Continuous levels [B]: uniform over the table's steps, then within one (Chen et al. 2020, WaveGrad)."""
-    index = torch.randint(1, schedule.num_steps + 1, (batch,), generator=generator)
-    clean, noisy = schedule.sqrt_alpha_bar[index - 1], schedule.sqrt_alpha_bar[index]
-    return noisy + torch.rand(batch, dtype=torch.float64, generator=generator) * (clean - noisy)
+    """Continuous levels [B] where the generator is: uniform over the table's steps, then within one (Chen et al. 2020,
+    WaveGrad)."""
+    device = generator.device
+    table = schedule.sqrt_alpha_bar.to(device)
+    index = torch.randint(1, schedule.num_steps + 1, (batch,), generator=generator, device=device)
+    clean, noisy = table[index - 1], table[index]
+    return noisy + torch.rand(batch, dtype=torch.float64, generator=generator, device=device) * (clean - noisy)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pipelines.trajectories.records import (
     cached_shard,
     columns_of,
     load_records,
-    record_noise,
     shards_hash,
+    with_noise,
 )
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import UNetFile
@@ -103,8 +103,3 @@ def gather(records: NDArray[np.int64], load: Any) -> Batch:
             column = result.setdefault(name, np.empty((len(records), *values.shape[1:]), dtype=values.dtype))
             column[mask] = values
     return result
-
-
-def with_noise(batch: Batch) -> Batch:
-    """Adds `eps`, regenerated from the records' seeds."""
-    return {**batch, "eps": record_noise(batch["seed"], batch["low"].shape[1])}

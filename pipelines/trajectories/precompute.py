@@ -7,6 +7,7 @@ actor and its bytes do not depend on how many there are.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +25,17 @@ from pipelines.config.parts import Precision
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.records import (
+    Batch,
     RecordShard,
     check_crop,
     columns_of,
     levels_of,
     load_records,
     plan_shards,
-    record_noise,
     record_spec,
     records_table,
     to_images,
+    with_noise,
 )
 from pipelines.weights import load_hashed_unet, load_unet
 from reddit_core.diffusion import Estimate, predict
@@ -79,11 +81,12 @@ def teacher_targets(
 ) -> tuple[Segment, torch.Tensor]:
     """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
 
-    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike.
+    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike; `records` have their
+    noise (`with_noise`).
     """
     device = next(unet.parameters()).device
     low, normal = to_images(records["low"], device), to_images(records["normal"], device)
-    eps = torch.from_numpy(record_noise(records["seed"], low.shape[-1])).to(device)
+    eps = torch.tensor(records["eps"], device=device)
     levels = levels_of(records, device)
 
     def denoise(low: torch.Tensor, z: torch.Tensor, level: torch.Tensor) -> Estimate:
@@ -111,14 +114,16 @@ class TeacherActor:
 
     def compute(self, table: pa.Table) -> pa.Table:
         size = self.config.batch_size
-        results = [self.targets_of(table.slice(start, size)) for start in range(0, table.num_rows, size)]
+        batches = [columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size)]
+        with ThreadPoolExecutor(1) as ahead:  # the noise of later batches is drawn while the teacher evaluates
+            results = [self.targets_of(records) for records in ahead.map(with_noise, batches)]
         x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*results, strict=True))
         table = table.append_column("x_u", shards.tensor_column(x_u))
         table = table.append_column("x_target_0", shards.tensor_column(x_target_0))
         return table.cast(shards.trajectory_schema(self.config.segment.crop))
 
-    def targets_of(self, table: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        segment, x_target_0 = teacher_targets(self.unet, columns_of(table), self.config.precision)
+    def targets_of(self, records: Batch) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        segment, x_target_0 = teacher_targets(self.unet, records, self.config.precision)
         return segment.x_u.half().cpu().numpy(), x_target_0.half().cpu().numpy()
 
 
@@ -290,8 +295,8 @@ def measure_rate(config: PrecomputeConfig, plan: StagePlan, schedule: NoiseSched
     records = load_records(config.pairs, shard, config.segment, schedule, plan.stage, rows)
     gpu = use_gpu(config.compute) and torch.cuda.is_available()
     actor = TeacherActor(config, "cuda" if gpu else "cpu")
-    table = records_table(records)
-    actor.targets_of(table)
+    batch = with_noise(records)
+    actor.targets_of(batch)
     started = time.perf_counter()
-    actor.targets_of(table)
+    actor.targets_of(batch)
     return len(rows) / (time.perf_counter() - started)

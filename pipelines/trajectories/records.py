@@ -72,6 +72,11 @@ def record_noise(seeds: NDArray[np.uint64], crop: int) -> NDArray[np.float32]:
     return np.stack([rng.standard_normal((3, crop, crop), dtype=np.float32) for rng in generators])
 
 
+def with_noise(records: Batch) -> Batch:
+    """Adds `eps`, regenerated from the records' seeds."""
+    return {**records, "eps": record_noise(records["seed"], records["low"].shape[1])}
+
+
 def to_images(crops: NDArray[np.uint8], device: torch.device | str = "cpu") -> torch.Tensor:
     """[n, h, w, 3] uint8 as [n, 3, h, w] float32 in [-1, 1]."""
     return torch.tensor(crops, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1

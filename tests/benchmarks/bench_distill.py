@@ -124,7 +124,13 @@ def our_worker(settings: Settings, size: Size, device: torch.device) -> Worker:
         save_unet(teacher, UNetFile(unet=make_unet(size.unet), schedule=NoiseSchedule(), facts={}))
         optim = OptimConfig(batch_size=size.batch, precision=settings.precision, compile=settings.compile)
         config = DistillConfig(
-            cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
+            trajectories="online",  # the worker has a teacher, for the batches that come without targets
+            pairs=".",
+            teacher=teacher,
+            output=".",
+            stages=(4,),
+            optim=optim,
+            tracking=TrackingConfig(enabled=False),
         )
         loop = Loop(
             objective=DistillObjective(config, None),

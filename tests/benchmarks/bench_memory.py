@@ -32,6 +32,9 @@ from reddit_core.weights import UNetFile
 
 ROOT = Path(__file__).parents[2]
 SCALES = (1, 4, 16)
+SIZE = (1440, 960)
+"""Of the pairs' images: 16 such pairs fill what a worker keeps of decoded ones (`records.DECODED_BYTES`), so that it is
+full at the smallest scale too."""
 SIZES = ((2048, 1536), (4096, 3072), (8192, 6144))
 SHARDS = 8
 """Shards at the smallest scale: enough to keep every worker busy there too. They have the same size at all scales."""
@@ -50,7 +53,7 @@ class Settings:
     """What is measured."""
 
     pairs: int = 64
-    """Pairs at the smallest scale, each of 480 x 320 pixels."""
+    """Pairs at the smallest scale, each of 1440 x 960 pixels."""
     crop: int = 64
     """Side of the crops of precompute, four to a pair."""
     jobs: tuple[Literal["ingest", "precompute", "enhance"], ...] = ("ingest", "precompute", "enhance")
@@ -72,7 +75,7 @@ def make_source(root: Path, num_pairs: int) -> Path:
             continue
         photograph = Image.fromarray(getattr(skimage.data, PHOTOGRAPHS[number % len(PHOTOGRAPHS)])())
         left, top = rng.integers(0, 100, size=2)
-        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize((480, 320))
+        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize(SIZE)
         normal = np.asarray(crop.convert("RGB"))
         for side, image in zip(sides, (degrade(normal, DegradeConfig(), rng), normal), strict=True):
             Image.fromarray(image).save(side / f"{number}.png")

@@ -26,7 +26,7 @@ from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, Precision, SegmentConfig
 from pipelines.reporting import Report, show
 from pipelines.trajectories.precompute import TeacherActor, precompute
-from pipelines.trajectories.records import load_records, plan_shards, records_table
+from pipelines.trajectories.records import load_records, plan_shards, with_noise
 from reddit_core.schedule import NoiseSchedule
 
 TARGET = 0.95
@@ -61,16 +61,16 @@ class BareTeacher:
         shard = plan_shards(shards.read_manifest(config.pairs, "pairs"), "train", config.segment, config.batch_size)[0]
         rows = np.arange(config.batch_size)
         records = load_records(config.pairs, shard, config.segment, NoiseSchedule(), config.stages[0], rows)
-        self.table = records_table(records)
+        self.batch = with_noise(records)
 
     def records_per_second(self, batches: int) -> float:
         """Over so many evaluations, after two that warm up."""
         for _ in range(2):
-            self.actor.targets_of(self.table)
+            self.actor.targets_of(self.batch)
         started = time.perf_counter()
         for _ in range(batches):
-            self.actor.targets_of(self.table)
-        return batches * self.table.num_rows / (time.perf_counter() - started)
+            self.actor.targets_of(self.batch)
+        return batches * len(self.batch["seed"]) / (time.perf_counter() - started)
 
 
 def bare_rate(config: PrecomputeConfig, device: str, batches: int) -> float:

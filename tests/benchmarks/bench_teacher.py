@@ -5,8 +5,8 @@
 
 `share` is the network's floating-point operations per second over those of a large square bf16 matrix product on the
 same device and threads. On a GPU the batch doubles until the rate grows by less than 3 %, unless one is given. The
-variants: float32 as PyTorch comes; bf16 autocast; that with the weights and features in channels_last (what our jobs do
-on a GPU); that compiled; that as CUDA graphs (on a GPU).
+variants: float32 as PyTorch comes; bf16 autocast (what our jobs do on a GPU); that with the weights and features in
+channels_last (what they do on a CPU); what they do, compiled; that as CUDA graphs (on a GPU).
 """
 
 import copy
@@ -62,7 +62,9 @@ class Settings:
 
 def forward(unet: UNet, size: Size, device: torch.device, variant: Variant) -> Call:
     """A call of the network's forward in the way of the variant."""
-    layout = torch.contiguous_format if variant in ("plain", "bf16") else torch.channels_last
+    ours = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    layouts = {"plain": torch.contiguous_format, "bf16": torch.contiguous_format, "channels_last": torch.channels_last}
+    layout = layouts.get(variant, ours)
     z, low = (torch.randn(size.batch, 3, size.crop, size.crop).to(device, memory_format=layout) for _ in range(2))
     level = torch.full((size.batch,), 0.5, device=device)
     network: Callable[..., torch.Tensor] = copy.deepcopy(unet).to(device, memory_format=layout).eval()
@@ -108,7 +110,7 @@ def best_size(unet: UNet, size: Size, device: torch.device, rounds: int) -> Size
         tried = replace(size, batch=batch)
         try:
             with without_enough_memory():
-                call = forward(unet, tried, device, "channels_last")
+                call = forward(unet, tried, device, "bf16")
                 rate = batch / seconds_of(take_turns({"": call}, rounds, device)[""])
         except torch.cuda.OutOfMemoryError:
             break

@@ -12,7 +12,6 @@ from torch import Tensor
 from reddit_core.diffusion import Estimate, predict
 from reddit_core.sampler import ddim_sample
 from reddit_core.trajectory import Levels, Segment, teacher_segment
-from reddit_core.unet import use_channels_last
 from reddit_core.weights import UNetFile, decode_unet
 
 FP32_TOLERANCE = 1e-4
@@ -35,7 +34,6 @@ def released(golden: Golden, save_pth: Callable[[Golden], bytes], device: torch.
     names = [name for name in golden if name.startswith(("denoise_fn.", "betas"))]
     file = decode_unet(save_pth({name: golden[name] for name in names}))
     file.unet.to(device)
-    use_channels_last(file.unet, bf16=False)
     return file
 
 

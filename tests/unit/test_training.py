@@ -334,7 +334,7 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     def begin() -> Worker:
         worker = Worker(loop, 0, 1, CPU, None)
         worker.begin_stage(0)
-        use_channels_last(worker.state.unet, bf16=True)  # the layout of a GPU
+        use_channels_last(worker.state.unet, bf16=True)  # another layout than that of a checkpoint
         worker.state.optimizer = torch.optim.AdamW(worker.state.unet.parameters(), fused=True)
         return worker
 

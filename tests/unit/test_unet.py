@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reddit_core.unet import SelfAttention, UNet, UNetConfig
+from reddit_core.unet import GroupNorm, SelfAttention, UNet, UNetConfig
 
 TINY = {"base_channels": 8, "norm_groups": 4, "num_res_blocks": 1}
 
@@ -53,6 +53,19 @@ def test_attention_is_softmax_over_all_positions() -> None:
         weights = (torch.einsum("bcq,bck->bqk", query, key) / 8**0.5).softmax(dim=-1)
         attended = torch.einsum("bqk,bck->bcq", weights, value).reshape(2, 8, 3, 5)
         torch.testing.assert_close(attention(features), features + attention.out(attended))
+
+
+def test_group_norm_keeps_bf16_under_autocast_and_computes_in_float32() -> None:
+    torch.manual_seed(0)
+    norm = GroupNorm(2, 4)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    features = (10 + torch.randn(3, 4, 5, 6)).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = norm(features)
+    assert result.dtype == torch.bfloat16
+    assert torch.allclose(result.float(), norm(features.float()), rtol=2**-7, atol=2**-7)
+    result.sum().backward()
+    assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32
 
 
 def test_dropout_acts_in_training_only() -> None:
