@@ -10,7 +10,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipelines import storage
+from pipelines.config.parts import Precision
 from reddit_core.lpips import Lpips
+from reddit_core.unet import use_channels_last
 from reddit_core.weights import UNetFile, decode_unet, encode_unet, is_pth
 
 
@@ -34,6 +36,13 @@ def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
     except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the weights at {url} cannot be used: {reason}") from None
+
+
+def load_for_inference(url: str, norm_groups: int, device: torch.device | str, precision: Precision) -> UNetFile:
+    """As `load_unet`, on a device, and laid out there for forwards that are not trained through."""
+    file = load_unet(url, norm_groups)
+    use_channels_last(file.unet.to(device), bf16=precision == "bf16")
+    return file
 
 
 def save_unet(url: str, file: UNetFile, dtype: torch.dtype = torch.float32) -> None:

@@ -18,9 +18,8 @@ from pipelines.cluster import torch_threads
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.photo_files import Photograph, read_photograph, write_photograph
 from pipelines.enhancement.sixteen_bit import Pixels
-from pipelines.weights import load_unet
+from pipelines.weights import load_for_inference
 from reddit_core.tiles import enhance_pixels
-from reddit_core.unet import use_channels_last
 
 COMPARISONS = "compare"
 COMPARISON_SIDE = 2048
@@ -51,9 +50,8 @@ class Enhancer:
     def __init__(self, config: EnhanceConfig, work: Work, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
         self.config, self.work = config, work
-        file = load_unet(config.weights, config.norm_groups)
-        self.unet, self.schedule = file.unet.to(device), file.schedule
-        use_channels_last(self.unet, bf16=config.precision == "bf16")
+        file = load_for_inference(config.weights, config.norm_groups, device, config.precision)
+        self.unet, self.schedule = file.unet, file.schedule
         self.network_is_free = threading.Lock()
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:

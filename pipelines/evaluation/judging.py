@@ -25,11 +25,10 @@ from pipelines.images import encode_png
 from pipelines.pairs.ingest import decode_pair
 from pipelines.shards import ShardEntry
 from pipelines.trajectories.records import cached_shard, to_images
-from pipelines.weights import load_lpips, load_unet
+from pipelines.weights import load_for_inference, load_lpips
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import match_mean, quality
 from reddit_core.sampler import enhance
-from reddit_core.unet import use_channels_last
 
 INPUT, CLAHE, TRUTH = "input", "clahe", "ground truth"
 CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
@@ -143,9 +142,8 @@ class Judge:
         torch.set_num_threads(torch_threads(config.compute))
         self.config, self.images, self.parts, self.device = config, images, parts, torch.device(device)
         self.methods, self.shown = methods_of(config), shown_methods(config)
-        self.files = {method.url: load_unet(method.url, config.norm_groups) for method in self.methods if method.url}
-        for file in self.files.values():
-            use_channels_last(file.unet.to(self.device), bf16=config.precision == "bf16")
+        urls = {method.url for method in self.methods if method.url}
+        self.files = {url: load_for_inference(url, config.norm_groups, device, config.precision) for url in urls}
         self.distances = {name: lpips.to(self.device) for name, lpips in load_distances(config.lpips).items()}
         for method in self.methods:
             self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)

@@ -25,16 +25,16 @@ from pipelines.training.order import Order
 from pipelines.training.stream import Beside, Stage, Stream, share_of
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache
-from pipelines.trajectories.precompute import teacher_targets
 from pipelines.trajectories.records import check_crop, levels_of, plan_shards, record_spec, to_images
 from pipelines.trajectories.streaming import StreamingTeacher
-from pipelines.weights import load_hashed_unet, load_lpips, load_unet, save_unet
+from pipelines.trajectories.targets import teacher_targets
+from pipelines.weights import load_for_inference, load_hashed_unet, load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
 from reddit_core.retinex import reflectance
 from reddit_core.trajectory import refined_targets
-from reddit_core.unet import UNet, use_channels_last
+from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 # A loaded record: two images in uint8, two targets in float16 and the noise in float32, three channels each.
@@ -84,9 +84,7 @@ class DistillObjective:
             url = storage.join(self.config.output, student_name(self.config.stages[stage - 1]))
         else:
             url = self.config.teacher
-        teacher = load_unet(url, self.config.norm_groups).unet.to(device)
-        use_channels_last(teacher, bf16=self.config.optim.precision == "bf16")
-        return teacher
+        return load_for_inference(url, self.config.norm_groups, device, self.config.optim.precision).unet
 
     def terms(
         self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device

@@ -6,10 +6,10 @@ actor and its bytes do not depend on how many there are.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,6 @@ from rich.console import Console
 from pipelines import failures, reporting, shards, storage
 from pipelines.cluster import check_room, rounds, steady_threads, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
-from pipelines.config.parts import Precision
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.records import (
@@ -29,23 +28,21 @@ from pipelines.trajectories.records import (
     RecordShard,
     check_crop,
     columns_of,
-    levels_of,
     load_records,
     plan_shards,
     record_spec,
     records_table,
-    to_images,
     with_noise,
 )
-from pipelines.weights import load_hashed_unet, load_unet
-from reddit_core.diffusion import Estimate, predict
+from pipelines.trajectories.targets import teacher_targets
+from pipelines.weights import load_for_inference, load_hashed_unet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
-from reddit_core.unet import UNet, use_channels_last
 
 PROGRESS_EVERY_S = 10.0
 # Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
 DECODE_CPUS = 0.5
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -76,36 +73,13 @@ class StagePlan:
         return [Task(self.stage, shard, self.url) for shard in self.record_shards if shard.name not in self.done]
 
 
-def teacher_targets(
-    unet: UNet, records: Mapping[str, NDArray[Any]], precision: Precision
-) -> tuple[Segment, torch.Tensor]:
-    """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
-
-    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike; `records` have their
-    noise (`with_noise`).
-    """
-    device = next(unet.parameters()).device
-    low, normal = to_images(records["low"], device), to_images(records["normal"], device)
-    eps = torch.tensor(records["eps"], device=device)
-    levels = levels_of(records, device)
-
-    def denoise(low: torch.Tensor, z: torch.Tensor, level: torch.Tensor) -> Estimate:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            return predict(unet, low, z, level)
-
-    with torch.inference_mode():
-        segment = teacher_segment(denoise, low, normal, eps, levels)
-        return segment, unrefined_x_target(segment, levels)
-
-
 class TeacherActor:
     """Runs the teacher over whole shards of crops, in fixed batches."""
 
     def __init__(self, config: PrecomputeConfig, device: str) -> None:
         torch.set_num_threads(steady_threads(config.compute))
         self.config = config
-        self.unet = load_unet(config.teacher, config.norm_groups).unet.to(device)
-        use_channels_last(self.unet, bf16=config.precision == "bf16")
+        self.unet = load_for_inference(config.teacher, config.norm_groups, device, config.precision).unet
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[Any]]]:
         for task, data in zip(batch["task"], batch["records"], strict=True):
@@ -114,9 +88,8 @@ class TeacherActor:
 
     def compute(self, table: pa.Table) -> pa.Table:
         size = self.config.batch_size
-        batches = [columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size)]
-        with ThreadPoolExecutor(1) as ahead:  # the noise of later batches is drawn while the teacher evaluates
-            results = [self.targets_of(records) for records in ahead.map(with_noise, batches)]
+        batches = (columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size))
+        results = [self.targets_of(records) for records in one_ahead(with_noise, batches)]
         x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*results, strict=True))
         table = table.append_column("x_u", shards.tensor_column(x_u))
         table = table.append_column("x_target_0", shards.tensor_column(x_target_0))
@@ -125,6 +98,19 @@ class TeacherActor:
     def targets_of(self, records: Batch) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         segment, x_target_0 = teacher_targets(self.unet, records, self.config.precision)
         return segment.x_u.half().cpu().numpy(), x_target_0.half().cpu().numpy()
+
+
+def one_ahead(function: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
+    """As `map`, but a thread works on the next item while the caller does on the last."""
+    with ThreadPoolExecutor(1) as pool:
+        current: Future[Item] | None = None
+        for item in items:
+            following = pool.submit(function, item)
+            if current:
+                yield current.result()
+            current = following
+        if current:
+            yield current.result()
 
 
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from pipelines.cluster import torch_threads
 from pipelines.config.jobs import DistillConfig
-from pipelines.trajectories.precompute import teacher_targets
-from pipelines.weights import load_unet
-from reddit_core.unet import use_channels_last
+from pipelines.trajectories.targets import teacher_targets
+from pipelines.weights import load_for_inference
 
 Batch = dict[str, NDArray[Any]]
 
@@ -21,8 +20,7 @@ class StreamingTeacher:
     def __init__(self, config: DistillConfig, rows: int, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
         self.precision, self.rows = config.optim.precision, rows
-        self.unet = load_unet(config.teacher, config.norm_groups).unet.to(device)
-        use_channels_last(self.unet, bf16=self.precision == "bf16")
+        self.unet = load_for_inference(config.teacher, config.norm_groups, device, self.precision).unet
 
     def __call__(self, batch: Batch) -> Batch:
         targets: dict[str, list[NDArray[np.float32]]] = {"x_u": [], "x_target_0": []}

@@ -27,7 +27,8 @@ from pipelines.search.tune import tune
 from pipelines.tracking import OFF
 from pipelines.training import distillation
 from pipelines.training.loop import autocast
-from pipelines.trajectories.precompute import precompute, teacher_targets
+from pipelines.trajectories.precompute import precompute
+from pipelines.trajectories.targets import teacher_targets
 from pipelines.weights import load_unet
 
 TARGET = 1.4

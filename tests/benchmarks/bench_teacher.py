@@ -62,9 +62,8 @@ class Settings:
 
 def forward(unet: UNet, size: Size, device: torch.device, variant: Variant) -> Call:
     """A call of the network's forward in the way of the variant."""
-    ours = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    layouts = {"plain": torch.contiguous_format, "bf16": torch.contiguous_format, "channels_last": torch.channels_last}
-    layout = layouts.get(variant, ours)
+    channels_last = variant == "channels_last" or (variant == "compile" and device.type == "cpu")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     z, low = (torch.randn(size.batch, 3, size.crop, size.crop).to(device, memory_format=layout) for _ in range(2))
     level = torch.full((size.batch,), 0.5, device=device)
     network: Callable[..., torch.Tensor] = copy.deepcopy(unet).to(device, memory_format=layout).eval()
