@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from safetensors import safe_open
 from safetensors.torch import save as encode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import shards
@@ -74,6 +75,26 @@ class TrainState:
         unet = self.ema.module
         assert isinstance(unet, UNet)
         return unet
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The network's, looked up once: a walk through its modules takes longer than a GPU takes to average them."""
+        return list(self.unet.parameters())
+
+    @cached_property
+    def averages(self) -> list[Tensor]:
+        """The averaged network's parameters."""
+        return [parameter.detach() for parameter in self.ema_unet.parameters()]
+
+    def average(self) -> None:
+        """`AveragedModel.update_parameters`, with the parameters as they were looked up."""
+        values = [parameter.detach() for parameter in self.parameters]
+        if self.ema.n_averaged > 0:
+            assert self.ema.multi_avg_fn
+            self.ema.multi_avg_fn(self.averages, values, self.ema.n_averaged)
+        else:
+            torch._foreach_copy_(self.averages, values)
+        self.ema.n_averaged += 1
 
     def global_step(self, optim: OptimConfig) -> int:
         return self.stage * optim.steps + self.step

@@ -27,6 +27,7 @@ from pipelines.training.checkpoints import TrainState
 from pipelines.training.objective import Batch, Network, Objective
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
+from reddit_core.unet import UNet
 
 # The validation metric by which the best weights of a stage are kept.
 BEST_METRIC = "psnr"
@@ -120,12 +121,11 @@ class Worker:
         torch.manual_seed(self.loop.optim.seed)
         unet = self.loop.objective.begin(stage, self.device)
         self.state = TrainState.begin(stage, unet, self.loop.optim)
-        self.parallel = DistributedDataParallel(unet) if self.world_size > 1 else None
+        network = compiled(unet, self.device) if self.loop.optim.compile else unet
+        self.parallel = DistributedDataParallel(network) if self.world_size > 1 else None
         if self.parallel:
             self.settle_buckets(self.parallel)
-        self.network: Network = self.parallel or unet
-        if self.loop.optim.compile:
-            self.network = torch.compile(self.network)
+        self.network: Network = self.parallel or network
 
     def go_on(self, checkpoint: ray.train.Checkpoint) -> None:
         """Takes up the state of a checkpoint of this stage."""
@@ -139,7 +139,8 @@ class Worker:
         """
         size = self.state.unet.config.size_multiple
         z, level = torch.zeros(1, 3, size, size, device=self.device), torch.ones(1, device=self.device)
-        parallel(z, z, level).sum().backward()
+        with torch.compiler.set_stance("force_eager"):  # this size does not come again
+            parallel(z, z, level).sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -168,11 +169,11 @@ class Worker:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(optim, state.step)
         terms = self.accumulate_gradients(batch, generator)
-        norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), optim.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters, optim.grad_clip)
         self.is_finite = bool(torch.isfinite(norm))
         if self.is_finite:
             state.optimizer.step()
-            state.ema.update_parameters(state.unet)
+            state.average()
         else:
             state.skipped += 1
         state.optimizer.zero_grad(set_to_none=True)
@@ -189,6 +190,9 @@ class Worker:
         counts = torch.tensor(batch["position"] != PADDING, dtype=torch.float32, device=self.device)
         scale = self.world_size / self.loop.optim.batch_size
         sums: dict[str, Tensor] = {}
+        if parts > 1:  # to add to: gradients that a CUDA graph leaves are gone when it runs again
+            for parameter in self.state.parameters:
+                parameter.grad = torch.zeros_like(parameter)
         for part in range(parts):
             micro = {name: values[part * size : (part + 1) * size] for name, values in batch.items()}
             with ExitStack() as stack:
@@ -258,6 +262,16 @@ class Worker:
     def report(self, checkpoint: checkpoints.SavedState | None) -> None:
         step = self.state.global_step(self.loop.optim)
         checkpoints.report({**self.metrics, "stage": self.state.stage, "step": step}, checkpoint)
+
+
+def compiled(unet: UNet, device: torch.device) -> Network:
+    """The network through torch.compile; on a GPU with a CUDA graph for its forward and one for its backward.
+
+    A step's two thousand small kernels take a CPU longer to launch, one by one, than a GPU to run.
+    """
+    graphs = "reduce-overhead" if device.type == "cuda" else None
+    network: Network = torch.compile(unet, mode=graphs)
+    return network
 
 
 def autocast(network: Network, device: torch.device, *, enabled: bool) -> Network:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +42,8 @@ from reddit_core.schedule import NoiseSchedule
 PROGRESS_EVERY_S = 10.0
 # Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
 DECODE_CPUS = 0.5
+# Shards that a teacher actor has in hand at a time.
+CALLS = 2
 
 Item = TypeVar("Item")
 
@@ -74,26 +77,35 @@ class StagePlan:
 
 
 class TeacherActor:
-    """Runs the teacher over whole shards of crops, in fixed batches."""
+    """Runs the teacher over whole shards of crops, in fixed batches.
+
+    `CALLS` shards are in hand at a time: one is before the teacher while another is read, or handed on.
+    """
 
     def __init__(self, config: PrecomputeConfig, device: str) -> None:
-        torch.set_num_threads(steady_threads(config.compute))
+        threads = steady_threads(config.compute)
         self.config = config
+        self.teacher = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.unet = load_for_inference(config.teacher, config.norm_groups, device, config.precision).unet
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> Iterator[dict[str, list[Any]]]:
-        for task, data in zip(batch["task"], batch["records"], strict=True):
-            table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-            yield {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        (task,), (data,) = batch["task"], batch["records"]
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        return {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
 
     def compute(self, table: pa.Table) -> pa.Table:
         size = self.config.batch_size
         batches = (columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size))
-        results = [self.targets_of(records) for records in one_ahead(with_noise, batches)]
-        x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        noisy = one_ahead(with_noise, batches)
+        noisy = chain([next(noisy)], noisy)  # the first noise is drawn while another shard is before the teacher
+        x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*self.evaluate(noisy), strict=True))
         table = table.append_column("x_u", shards.tensor_column(x_u))
         table = table.append_column("x_target_0", shards.tensor_column(x_target_0))
         return table.cast(shards.trajectory_schema(self.config.segment.crop))
+
+    def evaluate(self, batches: Iterable[Batch]) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
+        """The targets of each batch, in the teacher's own thread, which takes one shard at a time."""
+        return self.teacher.submit(lambda: [self.targets_of(records) for records in batches]).result()
 
     def targets_of(self, records: Batch) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         segment, x_target_0 = teacher_targets(self.unet, records, self.config.precision)
@@ -195,7 +207,11 @@ def make_pipeline(config: PrecomputeConfig, tasks: Sequence[Task], schedule: Noi
             fn_constructor_args=(config, "cuda" if gpu else "cpu"),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
-                min_size=config.compute.min_workers, max_size=config.compute.max_workers
+                min_size=config.compute.min_workers,
+                max_size=config.compute.max_workers,
+                max_concurrent_calls_per_actor=CALLS,
+                max_tasks_in_flight_per_actor=CALLS,
+                enable_true_multi_threading=True,
             ),
             num_gpus=1 if gpu else None,
             num_cpus=None if gpu else config.compute.cpus_per_worker,
@@ -282,7 +298,7 @@ def measure_rate(config: PrecomputeConfig, plan: StagePlan, schedule: NoiseSched
     gpu = use_gpu(config.compute) and torch.cuda.is_available()
     actor = TeacherActor(config, "cuda" if gpu else "cpu")
     batch = with_noise(records)
-    actor.targets_of(batch)
+    actor.evaluate([batch])
     started = time.perf_counter()
-    actor.targets_of(batch)
+    actor.evaluate([batch])
     return len(rows) / (time.perf_counter() - started)

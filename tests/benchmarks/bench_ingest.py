@@ -5,6 +5,7 @@ checks, decodes, fingerprints, splits and writes shards; its time is that of the
 On a machine that others use too, the ratio of CPU seconds (Ray's own processes included) is the steadier one.
 
     python tests/benchmarks/bench_ingest.py [--source URL] [--layout lolv1] [--copies 4] [--rounds 3]
+    python tests/benchmarks/bench_ingest.py --size 2048 1536 --suffix png --pairs 24
 """
 
 import shutil
@@ -15,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -30,6 +32,8 @@ from reddit_core.degrade import DegradeConfig, degrade
 
 TARGET = 0.9
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
+# Standard deviation, of 255, without which enlarged photographs would decode faster than a camera's.
+NOISE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,13 @@ class Settings:
     """What is measured."""
 
     source: str = ""
-    """URL of a dataset; empty makes 600 x 400 WebP pairs of scikit-image's photographs."""
+    """URL of a dataset; empty makes pairs of scikit-image's photographs."""
+    pairs: int = 72
+    """Pairs that are made."""
+    size: tuple[int, int] = (600, 400)
+    """Their width and height."""
+    suffix: Literal["webp", "png", "jpg"] = "webp"
+    """Their format; WebP is lossless."""
     layout: Layout = "lolv1"
     copies: int = 4
     """How often each pair is taken, under names of its own."""
@@ -83,20 +93,23 @@ def cluster_cpu_seconds(pools: list[ProcessPoolExecutor]) -> float:
     return total
 
 
-def make_source(root: Path) -> str:
-    """A LOLv1 folder of 72 lossless WebP pairs: crops of photographs, and their darkened versions."""
+def make_source(root: Path, settings: Settings) -> str:
+    """A LOLv1 folder of pairs: crops of photographs with a camera's noise, and their darkened versions."""
     import skimage.data  # noqa: PLC0415 - only when no source is given
 
     rng = np.random.default_rng(0)
     for side in ("low", "high"):
         (root / "our485" / side).mkdir(parents=True)
-    for number in range(72):
+    options: dict[str, Any] = {"webp": {"lossless": True, "method": 0}, "png": {}, "jpg": {"quality": 95}}
+    for number in range(settings.pairs):
         photograph = Image.fromarray(getattr(skimage.data, PHOTOGRAPHS[number % len(PHOTOGRAPHS)])())
         left, top = rng.integers(0, 100, size=2)
-        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize((600, 400))
-        normal = np.asarray(crop.convert("RGB"))
+        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize(settings.size).convert("RGB")
+        noise = NOISE * rng.standard_normal((*settings.size[::-1], 3), dtype=np.float32)
+        normal = (np.asarray(crop) + noise).clip(0, 255).astype(np.uint8)
         for side, image in (("high", normal), ("low", degrade(normal, DegradeConfig(), rng))):
-            Image.fromarray(image).save(root / "our485" / side / f"{number}.webp", lossless=True, method=0)
+            file = root / "our485" / side / f"{number}.{settings.suffix}"
+            Image.fromarray(image).save(file, **options[settings.suffix])
     return str(root)
 
 
@@ -112,7 +125,7 @@ def write_table(path: Path, settings: Settings, source: str) -> list[str]:
 def measure(settings: Settings, folder: Path, pools: list[ProcessPoolExecutor]) -> list[tuple[Cost, Cost]]:
     """(decoding alone, ingest) of every turn; a first ingest starts Ray's workers and is only shown."""
     table = folder / "pairs.csv"
-    urls = write_table(table, settings, settings.source or make_source(folder / "source"))
+    urls = write_table(table, settings, settings.source or make_source(folder / "source", settings))
     num_images = len(urls) * settings.copies
     for loading in [pool.submit(hold, urls[part :: len(pools)]) for part, pool in enumerate(pools)]:
         loading.result()
