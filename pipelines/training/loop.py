@@ -24,10 +24,10 @@ from pipelines.delivery.writer import now_ms
 from pipelines.tracking import RunHandle, RunWriter
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
+from pipelines.training.networks import autocast, compiled, told_if_not_compiled
 from pipelines.training.objective import Batch, Network, Objective
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
-from reddit_core.unet import UNet
 
 # The validation metric by which the best weights of a stage are kept.
 BEST_METRIC = "psnr"
@@ -86,6 +86,8 @@ def train_worker(config: dict[str, Loop]) -> str:
         writer = RunWriter(loop.run) if rank == 0 else None
         if writer:
             stack.callback(writer.close)
+        if loop.optim.compile:
+            stack.enter_context(told_if_not_compiled())
         return Worker(loop, rank, context.get_world_size(), device, writer).train()
 
 
@@ -262,26 +264,6 @@ class Worker:
     def report(self, checkpoint: checkpoints.SavedState | None) -> None:
         step = self.state.global_step(self.loop.optim)
         checkpoints.report({**self.metrics, "stage": self.state.stage, "step": step}, checkpoint)
-
-
-def compiled(unet: UNet, device: torch.device) -> Network:
-    """The network through torch.compile; on a GPU with a CUDA graph for its forward and one for its backward.
-
-    A step's two thousand small kernels take a CPU longer to launch, one by one, than a GPU to run.
-    """
-    graphs = "reduce-overhead" if device.type == "cuda" else None
-    network: Network = torch.compile(unet, mode=graphs)
-    return network
-
-
-def autocast(network: Network, device: torch.device, *, enabled: bool) -> Network:
-    """The network as objectives call it: float32 in and out, bf16 within if enabled."""
-
-    def call(z: Tensor, low: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
-            return network(z.float(), low.float(), sqrt_alpha_bar.float()).float()
-
-    return call
 
 
 def step_seed(seed: int, stage: int, step: int, rank: int) -> int:

@@ -26,7 +26,7 @@ from pipelines.pairs.photographs import write_photographs
 from pipelines.search.tune import tune
 from pipelines.tracking import OFF
 from pipelines.training import distillation
-from pipelines.training.loop import autocast
+from pipelines.training.networks import autocast
 from pipelines.trajectories.precompute import precompute
 from pipelines.trajectories.targets import teacher_targets
 from pipelines.weights import load_unet
