@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -141,7 +141,8 @@ class Worker:
         """
         size = self.state.unet.config.size_multiple
         z, level = torch.zeros(1, 3, size, size, device=self.device), torch.ones(1, device=self.device)
-        with torch.compiler.set_stance("force_eager"):  # this size does not come again
+        # This size does not come again, and so is not compiled for.
+        with torch.compiler.set_stance("force_eager") if self.loop.optim.compile else nullcontext():
             parallel(z, z, level).sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 

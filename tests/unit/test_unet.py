@@ -68,6 +68,24 @@ def test_group_norm_keeps_bf16_under_autocast_and_computes_in_float32() -> None:
     assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32
 
 
+def test_group_norm_as_scale_and_shift_is_group_norm_and_keeps_the_layout() -> None:
+    """What a network that is compiled for a GPU has in its place, forward and backward."""
+    torch.manual_seed(0)
+    norm = GroupNorm(4, 12)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    features = (5 + 3 * torch.randn(2, 12, 6, 8)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    wanted, found = norm(features), norm.scaled_and_shifted(features)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn(2, 12, 6, 8).contiguous(memory_format=torch.channels_last)
+    gradients = [
+        torch.autograd.grad((output * weights).sum(), [features, norm.weight, norm.bias]) for output in (wanted, found)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert gradients[1][0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_dropout_acts_in_training_only() -> None:
     unet = UNet(UNetConfig(**TINY, channel_mults=(1,), dropout=0.5))
     arguments = inputs(4, 4)
