@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(without_gpu)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As many as the jobs' workers have in tests; what plans a job in this process may have left another number."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where the tests for a GPU run."""
