@@ -18,21 +18,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import psutil
 import ray
 import tyro
+from making import make_sides, photograph_pairs
 from PIL import Image
 
 from pipelines import cluster, images, storage
 from pipelines.config.jobs import IngestConfig, Layout
 from pipelines.pairs.ingest import ingest
 from pipelines.pairs.layouts import list_pairs
-from reddit_core.degrade import DegradeConfig, degrade
 
 TARGET = 0.9
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
-# Standard deviation, of 255, without which enlarged photographs would decode faster than a camera's.
 NOISE = 2.0
 
 
@@ -94,22 +91,12 @@ def cluster_cpu_seconds(pools: list[ProcessPoolExecutor]) -> float:
 
 
 def make_source(root: Path, settings: Settings) -> str:
-    """A LOLv1 folder of pairs: crops of photographs with a camera's noise, and their darkened versions."""
-    import skimage.data  # noqa: PLC0415 - only when no source is given
-
-    rng = np.random.default_rng(0)
-    for side in ("low", "high"):
-        (root / "our485" / side).mkdir(parents=True)
+    """A LOLv1 folder of pairs of photographs."""
+    sides = make_sides(root)
     options: dict[str, Any] = {"webp": {"lossless": True, "method": 0}, "png": {}, "jpg": {"quality": 95}}
-    for number in range(settings.pairs):
-        photograph = Image.fromarray(getattr(skimage.data, PHOTOGRAPHS[number % len(PHOTOGRAPHS)])())
-        left, top = rng.integers(0, 100, size=2)
-        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize(settings.size).convert("RGB")
-        noise = NOISE * rng.standard_normal((*settings.size[::-1], 3), dtype=np.float32)
-        normal = (np.asarray(crop) + noise).clip(0, 255).astype(np.uint8)
-        for side, image in (("high", normal), ("low", degrade(normal, DegradeConfig(), rng))):
-            file = root / "our485" / side / f"{number}.{settings.suffix}"
-            Image.fromarray(image).save(file, **options[settings.suffix])
+    for number, images_of_pair in enumerate(photograph_pairs(settings.pairs, settings.size, NOISE)):
+        for side, image in zip(sides, images_of_pair, strict=True):
+            Image.fromarray(image).save(side / f"{number}.{settings.suffix}", **options[settings.suffix])
     return str(root)
 
 

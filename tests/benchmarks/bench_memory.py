@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import psutil
 import torch
 import tyro
+from making import make_sides, photograph_pairs
 from PIL import Image
 
 from pipelines import shards
 from pipelines.weights import save_unet
-from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
@@ -41,7 +40,7 @@ SHARDS = 8
 FLAT = 1.1
 """What still counts as flat: the peak at the largest scale against the one at the smallest."""
 BYTES_TARGET = 1.02
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
+DIFFERENT = 12
 INTERVAL_S = 1.0
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
 # Its attention is over 64 x 64 positions of a tile; two levels' would be over 512 x 512, and all there is to measure.
@@ -62,23 +61,12 @@ class Settings:
 
 def make_source(root: Path, num_pairs: int) -> Path:
     """A LOLv1 folder of that many pairs; twelve different ones, under many names."""
-    import skimage.data  # noqa: PLC0415 - slow to import
-
-    rng = np.random.default_rng(0)
-    sides = [root / "our485" / side for side in ("low", "high")]
-    for side in sides:
-        side.mkdir(parents=True)
-    for number in range(num_pairs):
-        if number >= 12:
-            for side in sides:
-                os.link(side / f"{number % 12}.png", side / f"{number}.png")
-            continue
-        photograph = Image.fromarray(getattr(skimage.data, PHOTOGRAPHS[number % len(PHOTOGRAPHS)])())
-        left, top = rng.integers(0, 100, size=2)
-        crop = photograph.crop((left, top, photograph.width, photograph.height)).resize(SIZE)
-        normal = np.asarray(crop.convert("RGB"))
-        for side, image in zip(sides, (degrade(normal, DegradeConfig(), rng), normal), strict=True):
+    sides = make_sides(root)
+    for number, images in enumerate(photograph_pairs(min(num_pairs, DIFFERENT), SIZE)):
+        for side, image in zip(sides, images, strict=True):
             Image.fromarray(image).save(side / f"{number}.png")
+            for copy in range(number + DIFFERENT, num_pairs, DIFFERENT):
+                os.link(side / f"{number}.png", side / f"{copy}.png")
     return root
 
 
