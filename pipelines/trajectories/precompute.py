@@ -6,11 +6,9 @@ actor and its bytes do not depend on how many there are.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,32 +18,26 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipelines import failures, reporting, shards, storage
-from pipelines.cluster import check_room, rounds, steady_threads, use_gpu
+from pipelines.cluster import check_room, rounds, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.records import (
-    Batch,
     RecordShard,
     check_crop,
-    columns_of,
     load_records,
     plan_shards,
     record_spec,
     records_table,
     with_noise,
 )
-from pipelines.trajectories.targets import teacher_targets
-from pipelines.weights import load_for_inference, load_hashed_unet
+from pipelines.trajectories.teacher_actor import CALLS, TeacherActor
+from pipelines.weights import load_hashed_unet
 from reddit_core.schedule import NoiseSchedule
 
 PROGRESS_EVERY_S = 10.0
 # Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
 DECODE_CPUS = 0.5
-# Shards that a teacher actor has in hand at a time.
-CALLS = 2
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -74,55 +66,6 @@ class StagePlan:
     @property
     def missing(self) -> list[Task]:
         return [Task(self.stage, shard, self.url) for shard in self.record_shards if shard.name not in self.done]
-
-
-class TeacherActor:
-    """Runs the teacher over whole shards of crops, in fixed batches.
-
-    `CALLS` shards are in hand at a time: one is before the teacher while another is read, or handed on.
-    """
-
-    def __init__(self, config: PrecomputeConfig, device: str) -> None:
-        threads = steady_threads(config.compute)
-        self.config = config
-        self.teacher = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.unet = load_for_inference(config.teacher, config.norm_groups, device, config.precision).unet
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        (task,), (data,) = batch["task"], batch["records"]
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-        return {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
-
-    def compute(self, table: pa.Table) -> pa.Table:
-        size = self.config.batch_size
-        batches = (columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size))
-        noisy = one_ahead(with_noise, batches)
-        noisy = chain([next(noisy)], noisy)  # the first noise is drawn while another shard is before the teacher
-        x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*self.evaluate(noisy), strict=True))
-        table = table.append_column("x_u", shards.tensor_column(x_u))
-        table = table.append_column("x_target_0", shards.tensor_column(x_target_0))
-        return table.cast(shards.trajectory_schema(self.config.segment.crop))
-
-    def evaluate(self, batches: Iterable[Batch]) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
-        """The targets of each batch, in the teacher's own thread, which takes one shard at a time."""
-        return self.teacher.submit(lambda: [self.targets_of(records) for records in batches]).result()
-
-    def targets_of(self, records: Batch) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        segment, x_target_0 = teacher_targets(self.unet, records, self.config.precision)
-        return segment.x_u.half().cpu().numpy(), x_target_0.half().cpu().numpy()
-
-
-def one_ahead(function: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
-    """As `map`, but a thread works on the next item while the caller does on the last."""
-    with ThreadPoolExecutor(1) as pool:
-        current: Future[Item] | None = None
-        for item in items:
-            following = pool.submit(function, item)
-            if current:
-                yield current.result()
-            current = following
-        if current:
-            yield current.result()
 
 
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
