@@ -193,7 +193,7 @@ class Worker:
         counts = torch.tensor(batch["position"] != PADDING, dtype=torch.float32, device=self.device)
         scale = self.world_size / self.loop.optim.batch_size
         sums: dict[str, Tensor] = {}
-        if parts > 1:  # to add to: gradients that a CUDA graph leaves are gone when it runs again
+        if parts > 1 and self.loop.optim.compile:  # to add to: what a CUDA graph leaves is gone when it runs again
             for parameter in self.state.parameters:
                 parameter.grad = torch.zeros_like(parameter)
         for part in range(parts):
