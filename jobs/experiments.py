@@ -2,7 +2,7 @@
 
 from jobs.cli import Job, main
 from pipelines.config.experiments import ExperimentConfig
-from pipelines.evaluation.experiments import experiment, plan_experiment
+from pipelines.experiments.experiment import experiment, plan_experiment
 
 JOB = Job("experiments", ExperimentConfig, plan_experiment, experiment)
 

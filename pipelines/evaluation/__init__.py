@@ -1,1 +1,1 @@
-"""Judging students honestly, and the paper's experiments."""
+"""Evaluation of networks and baselines on a split of the pairs: figures, intervals and a report page."""

@@ -24,18 +24,9 @@ from pipelines.cluster import check_gpus, rounds, torch_threads, use_gpu
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
 from pipelines.evaluation.before_after import before_after
-from pipelines.evaluation.judgement import COSTS, Judgement, find_cases, intervals, mean_of, read_part, read_rows
-from pipelines.evaluation.judging import (
-    PROTOCOL,
-    SHOWN_IMAGES,
-    ImageRef,
-    Judge,
-    Method,
-    load_distances,
-    methods_of,
-    part_url,
-    shown_methods,
-)
+from pipelines.evaluation.judge import PROTOCOL, SHOWN_IMAGES, ImageRef, Judge, load_distances, part_url
+from pipelines.evaluation.methods import Method, methods_of, shown_methods
+from pipelines.evaluation.results import COSTS, Results, find_cases, intervals, mean_of, read_part, read_rows
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import split_shards
 from pipelines.redaction import redact
@@ -113,10 +104,10 @@ def evaluate(config: EvaluateConfig) -> Report:
     with runs.tracked_run(config.tracking, config.output, config, job="evaluate") as run:
         parts = storage.join(config.output, PARTS, shards.spec_key(evaluated))
         judge_missing(config, images, parts)
-        judgement = Judgement(methods, read_rows(parts, len(images)))
-        picture, page = draw(config, parts, len(images)), judged_page(config, parts, judgement)
-        report = summarize(config, judgement, evaluated)
-        files = {PAGE: page.encode(), TABLE: as_csv(judgement.rows), BEFORE_AFTER: encode_png(picture)}
+        results = Results(methods, read_rows(parts, len(images)))
+        picture, page = draw(config, parts, len(images)), judged_page(config, parts, results)
+        report = summarize(config, results, evaluated)
+        files = {PAGE: page.encode(), TABLE: as_csv(results.rows), BEFORE_AFTER: encode_png(picture)}
         for name, data in files.items():
             storage.write_bytes(storage.join(config.output, name), data)
         with RunWriter(run) as writer:
@@ -167,21 +158,21 @@ def draw(config: EvaluateConfig, parts: str, num_images: int) -> NDArray[np.uint
     return before_after(shown_methods(config), [[base64.b64decode(png) for png in row] for row in rows])
 
 
-def summarize(config: EvaluateConfig, judgement: Judgement, evaluated: Mapping[str, Any]) -> Report:
+def summarize(config: EvaluateConfig, results: Results, evaluated: Mapping[str, Any]) -> Report:
     """Means over images and seeds, with bootstrap intervals over images."""
     rows: list[Row] = []
-    for method in judgement.methods:
-        names = (*judgement.figures, *COSTS)
-        means = {name: mean_of([row[name] for row in judgement.of(method)]) for name in names}
+    for method in results.methods:
+        names = (*results.figures, *COSTS)
+        means = {name: mean_of([row[name] for row in results.of(method)]) for name in names}
         rows.append({"method": method.name, "steps": method.steps, **means})
     facts = {
-        "images": len(judgement.per_image(judgement.methods[0], "psnr")),
+        "images": len(results.per_image(results.methods[0], "psnr")),
         "split": config.split,
         "pairs": redact(config.pairs),
         "sampler": config.mode,
         "seeds": list(config.seeds),
         "protocol": PROTOCOL,
-        "intervals_95": intervals(judgement),
+        "intervals_95": intervals(results),
         "environment": environment(config),
         "evaluated": evaluated,
     }
@@ -206,14 +197,14 @@ def brief(config: EvaluateConfig, facts: Row) -> dict[str, Any]:
     return {**short, **{name: storage.join(config.output, name) for name in (PAGE, TABLE, BEFORE_AFTER)}}
 
 
-def judged_page(config: EvaluateConfig, parts: str, judgement: Judgement) -> str:
+def judged_page(config: EvaluateConfig, parts: str, results: Results) -> str:
     """The HTML report; only the pictures of the cases that it shows are read."""
-    report = summarize(config, judgement, {})
+    report = summarize(config, results, {})
     names = ("images", "split", "pairs", "sampler", "seeds", "protocol", "environment")
     facts = {name: report.facts[name] for name in names} | {"pictures": f"of seed {config.seeds[0]}"}
-    weights = {f"weights of {method.key}": redact(method.url) for method in judgement.methods if method.url}
+    weights = {f"weights of {method.key}": redact(method.url) for method in results.methods if method.url}
     title = f"Evaluation on {config.split}: {report.facts['images']} images"
-    cases = find_cases(parts, judgement)
+    cases = find_cases(parts, results)
     return report_page.render(title, report.rows, {**facts, **weights}, report.facts["intervals_95"], cases)
 
 

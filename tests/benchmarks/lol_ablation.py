@@ -19,7 +19,7 @@ from jobs.distill import JOB
 from pipelines import reporting, storage
 from pipelines.cluster import start_ray
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
-from pipelines.evaluation.experiments import over_seeds
+from pipelines.experiments.experiment import over_seeds
 from pipelines.reporting import Report, Row
 from pipelines.training.distillation import distill
 from pipelines.trajectories.precompute import precompute

@@ -20,8 +20,9 @@ from pipelines import shards, storage
 from pipelines.config.parts import ComputeConfig, TrackingConfig
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate, plan_evaluate
-from pipelines.evaluation.judgement import Judgement, bootstrap, find_cases
-from pipelines.evaluation.judging import MOST_PSNR, ImageRef, Judge, Method, part_url
+from pipelines.evaluation.judge import MOST_PSNR, ImageRef, Judge, part_url
+from pipelines.evaluation.methods import Method
+from pipelines.evaluation.results import Results, bootstrap, find_cases
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest
 from pipelines.weights import save_unet
@@ -228,7 +229,7 @@ def test_intervals_hold_the_mean_and_resample_images_not_seeds() -> None:
         for pair, seed, psnr in (("a", 0, 10.0), ("a", 1, 14.0), ("b", 0, 20.0), ("b", 1, 20.0))
     ]
     method = Method("student", 2, "u")
-    assert Judgement([method], rows).per_image(method, "psnr") == {"a": 12.0, "b": 20.0}
+    assert Results([method], rows).per_image(method, "psnr") == {"a": 12.0, "b": 20.0}
 
 
 def test_cases_are_the_worst_and_the_best(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_cases_are_the_worst_and_the_best(tmp_path: Path) -> None:
         rows.append(row)
         part = {"rows": [row], "pictures": {"student:2": "", "ground truth": ""}, "shown": []}
         storage.write_bytes(part_url(parts, index), json.dumps(part).encode())
-    cases = find_cases(parts, Judgement([method], rows))
+    cases = find_cases(parts, Results([method], rows))
     assert [case.pair_id for case in cases] == ["p1", "p5", "p3", "p2", "p6", "p4"]
     assert cases[0].reasons == ["worst 1 of student:2 (10.00 dB)"]
     assert list(cases[0].pictures) == ["student:2", "ground truth"]

@@ -10,7 +10,7 @@ import torch
 from pipelines.config.experiments import ExperimentConfig
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.evaluation.experiments import experiment, judged_pairs, plan_experiment
+from pipelines.experiments.experiment import experiment, judged_pairs, plan_experiment
 from pipelines.pairs.ingest import ingest
 from pipelines.shards import read_manifest, write_manifest
 from pipelines.trajectories.precompute import precompute

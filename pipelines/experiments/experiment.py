@@ -17,8 +17,8 @@ from pipelines import reporting, shards, storage
 from pipelines.config.experiments import ExperimentConfig
 from pipelines.config.jobs import DistillConfig, IngestConfig
 from pipelines.config.use import EvaluateConfig
-from pipelines.evaluation import curves
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.experiments import curves
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import decode_pair, ingest, split_shards
 from pipelines.reporting import Report, Row

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.evaluation.judging import TRUTH, Method, part_url
+from pipelines.evaluation.judge import part_url
+from pipelines.evaluation.methods import TRUTH, Method
 from pipelines.evaluation.report_page import Case
 from pipelines.reporting import Row
 
@@ -23,7 +24,7 @@ READERS = 16
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Results:
     """All that was measured: one row for each image, method and seed."""
 
     methods: Sequence[Method]
@@ -63,11 +64,11 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def intervals(judgement: Judgement) -> list[Row]:
+def intervals(results: Results) -> list[Row]:
     """95 % intervals of the means, `LOW to HIGH`, one row for each method."""
     rows: list[Row] = []
-    for method in judgement.methods:
-        values = {name: list(judgement.per_image(method, name).values()) for name in judgement.figures}
+    for method in results.methods:
+        values = {name: list(results.per_image(method, name).values()) for name in results.figures}
         texts = {name: interval(measured) for name, measured in values.items()}
         rows.append({"method": method.name, "steps": method.steps, **texts})
     return rows
@@ -89,17 +90,17 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def find_cases(parts: str, judgement: Judgement) -> list[Case]:
+def find_cases(parts: str, results: Results) -> list[Case]:
     """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first.
 
     Where they are more than `MOST_CASES`, every network's worst and best one come before any second ones.
     """
     found: list[tuple[int, str, str]] = []
     for end in ("worst", "best"):
-        for method in judgement.methods:
+        for method in results.methods:
             if not method.url:
                 continue
-            ranked = sorted((value, pair_id) for pair_id, value in judgement.per_image(method, "psnr").items())
+            ranked = sorted((value, pair_id) for pair_id, value in results.per_image(method, "psnr").items())
             chosen = ranked[:CASES_PER_END] if end == "worst" else ranked[::-1][:CASES_PER_END]
             for place, (value, pair_id) in enumerate(chosen, start=1):
                 found.append((place, pair_id, f"{end} {place} of {method.key} ({value:.2f} dB)"))
@@ -109,7 +110,7 @@ def find_cases(parts: str, judgement: Judgement) -> list[Case]:
     for _, pair_id, reason in found:
         if pair_id in shown:
             reasons.setdefault(pair_id, []).append(reason)
-    order = list(judgement.per_image(judgement.methods[0], "psnr"))
+    order = list(results.per_image(results.methods[0], "psnr"))
     return [make_case(pair_id, why, read_part(parts, order.index(pair_id))) for pair_id, why in reasons.items()]
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from pipelines import shards, storage
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EvaluateConfig
-from pipelines.evaluation import judgement
+from pipelines.evaluation import results
 from pipelines.evaluation.evaluate import find_images, fingerprint, plan_evaluate
-from pipelines.evaluation.judgement import Judgement, find_cases, interval, intervals
-from pipelines.evaluation.judging import Judge, MemoryGauge, Method, load_distances, methods_of, part_url
+from pipelines.evaluation.judge import Judge, MemoryGauge, load_distances, part_url
+from pipelines.evaluation.methods import Method, methods_of
 from pipelines.evaluation.report_page import cell, label
+from pipelines.evaluation.results import Results, find_cases, interval, intervals
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest, ShardEntry
 from pipelines.weights import save_unet
@@ -108,10 +109,10 @@ def test_a_flat_ground_truth_has_no_sharpness_and_does_not_count(config: Evaluat
     noisy = np.random.default_rng(0).integers(90, 110, flat.shape, dtype=np.uint8)
     rows = [judge.measure(noisy, normal) for normal in (flat, noisy)]
     assert rows[0]["sharpness"] is None and rows[0]["sharpness_gt_mean"] is None
-    assert judgement.mean_of([row["sharpness"] for row in rows]) == 1
+    assert results.mean_of([row["sharpness"] for row in rows]) == 1
     method = Method("student", 2, "u")
     heads = [{"pair_id": i, "method": "student", "steps": 2, "seed": 0} for i in "ab"]
-    judged = Judgement([method], [{**head, **row} for head, row in zip(heads, rows, strict=True)])
+    judged = Results([method], [{**head, **row} for head, row in zip(heads, rows, strict=True)])
     assert judged.per_image(method, "sharpness") == {"b": 1.0}
     [row] = intervals(judged)
     assert row["sharpness"] == "one image" and " to " in row["psnr"]
@@ -168,7 +169,7 @@ def test_raw_and_gt_mean_are_told_apart() -> None:
 
 
 def test_many_networks_share_the_cases_that_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judgement, "MOST_CASES", 4)
+    monkeypatch.setattr(results, "MOST_CASES", 4)
     methods, parts, rows = [Method("a", 2, "u"), Method("b", 2, "u")], str(tmp_path), []
     for index in range(8):
         figures = (("a", index), ("b", (index + 4) % 8))
@@ -176,5 +177,5 @@ def test_many_networks_share_the_cases_that_are_shown(tmp_path: Path, monkeypatc
         rows += own
         part = {"rows": own, "pictures": {"a:2": "", "b:2": "", "ground truth": ""}, "shown": []}
         storage.write_bytes(part_url(parts, index), json.dumps(part).encode())
-    cases = find_cases(parts, Judgement(methods, rows))
+    cases = find_cases(parts, Results(methods, rows))
     assert [case.pair_id for case in cases] == ["p0", "p4", "p7", "p3"]  # the worst and the best one of each

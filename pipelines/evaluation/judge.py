@@ -1,4 +1,4 @@
-"""What is judged and by what: methods, the actor that runs them on images of a split, and what it measures."""
+"""The actor that runs every method on images of a split and measures quality, time and memory."""
 
 import base64
 import ctypes
@@ -21,6 +21,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.cluster import torch_threads
 from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation.methods import CLAHE, INPUT, TRUTH, Method, methods_of, shown_methods
 from pipelines.images import encode_png
 from pipelines.pairs.ingest import decode_pair
 from pipelines.shards import ShardEntry
@@ -30,7 +31,6 @@ from reddit_core.lpips import Lpips
 from reddit_core.metrics import match_mean, quality
 from reddit_core.sampler import enhance
 
-INPUT, CLAHE, TRUTH = "input", "clahe", "ground truth"
 CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
 # Equal images have an infinite PSNR, which no mean survives.
 MOST_PSNR = 100.0
@@ -49,59 +49,6 @@ PROTOCOL = (
     "another such call, one for each size of image"
 )
 PROC = Path("/proc/self")
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the report: what is done to the input, in how many steps, with which weights."""
-
-    name: str
-    steps: int
-    url: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> "Method":
-        """Reads NAME:STEPS=URL."""
-        head, separator, url = text.partition("=")
-        name, _, steps = head.partition(":")
-        if not (separator and url and name and steps.isdigit() and int(steps)):
-            raise ValueError(
-                f"weights holds {text!r}, but must be NAME:STEPS=URL, such as student:2=runs/x.safetensors"
-            )
-        if name in (INPUT, CLAHE):
-            raise ValueError(f"weights holds {head}, but {name} is a row already; give another name, such as student")
-        return cls(name, int(steps), url)
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}:{self.steps}"
-
-
-def methods_of(config: EvaluateConfig) -> list[Method]:
-    """Input, baseline and every network, in the report's order.
-
-    Raises:
-        ValueError: if two have the same name and steps.
-    """
-    methods = [Method(INPUT, 0), Method(CLAHE, 0), *(Method.parse(text) for text in config.weights)]
-    keys = [method.key for method in methods]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise ValueError(f"weights holds {twice[0]} twice; give each its own name, such as other:{twice[0]}")
-    return methods
-
-
-def shown_methods(config: EvaluateConfig) -> list[Method]:
-    """The methods in `before_after.png`.
-
-    Raises:
-        ValueError: if one of them is not evaluated.
-    """
-    methods = {method.key: method for method in methods_of(config)}
-    unknown = [key for key in config.shown if key not in methods]
-    if unknown:
-        raise ValueError(f"shown holds {unknown[0]!r}, but only {', '.join(methods)} are evaluated; name one of these")
-    return [methods[key] for key in config.shown] if config.shown else list(methods.values())
 
 
 def load_distances(urls: Sequence[str]) -> dict[str, Lpips]:
