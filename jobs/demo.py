@@ -12,8 +12,8 @@ from rich.console import Console
 
 from jobs import distill, evaluate, ingest, precompute, train_teacher
 from jobs.cli import Job, main
+from jobs.demo_photographs import write_photographs
 from pipelines import reporting, storage
-from pipelines.pairs.photographs import write_photographs
 from pipelines.reporting import Row
 from pipelines.training.teacher import WEIGHTS
 

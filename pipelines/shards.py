@@ -6,7 +6,7 @@ beside each. A shard without its commit record was never finished and is written
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -104,6 +104,11 @@ def spec_key(spec: Mapping[str, Any]) -> str:
     """The cache key: 16 hex digits of the SHA-256 of the canonical JSON of what went in."""
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def shards_hash(entries: Sequence[ShardEntry]) -> str:
+    """What the content of shards is known by."""
+    return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
 
 
 def refuse_mismatch(found: Mapping[str, Any], wanted: Mapping[str, Any], url: str) -> None:

@@ -28,12 +28,12 @@ from pipelines.evaluation.judge import PROTOCOL, SHOWN_IMAGES, ImageRef, Judge, 
 from pipelines.evaluation.methods import Method, methods_of, shown_methods
 from pipelines.evaluation.results import COSTS, Results, find_cases, intervals, mean_of, read_part, read_rows
 from pipelines.images import encode_png
-from pipelines.pairs.ingest import split_shards
+from pipelines.pairs.dataset import split_shards
 from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
+from pipelines.shards import shards_hash
 from pipelines.tracking import RunWriter
 from pipelines.training import runs
-from pipelines.trajectories.records import shards_hash
 from pipelines.weights import load_unet
 
 PARTS = "parts"

@@ -23,9 +23,9 @@ from pipelines.cluster import torch_threads
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.methods import CLAHE, INPUT, TRUTH, Method, methods_of, shown_methods
 from pipelines.images import encode_png
-from pipelines.pairs.ingest import decode_pair
+from pipelines.pairs.dataset import decode_pair
 from pipelines.shards import ShardEntry
-from pipelines.trajectories.records import cached_shard, to_images
+from pipelines.trajectories.crops import cached_shard, to_images
 from pipelines.weights import load_for_inference, load_lpips
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import match_mean, quality

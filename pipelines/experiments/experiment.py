@@ -20,10 +20,11 @@ from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.experiments import curves
 from pipelines.images import encode_png
-from pipelines.pairs.ingest import decode_pair, ingest, split_shards
+from pipelines.pairs.dataset import decode_pair, split_shards
+from pipelines.pairs.ingest import ingest
 from pipelines.reporting import Report, Row
+from pipelines.shards import shards_hash
 from pipelines.training.distillation import distill, plan_distill, student_name
-from pipelines.trajectories.records import shards_hash
 
 PLOT = "plot.png"
 

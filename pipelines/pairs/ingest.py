@@ -1,23 +1,31 @@
-"""Image pairs from any URL to pair shards (`ingest`), and reading them back."""
+"""Image pairs from any URL to pair shards (`ingest`)."""
 
 import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-from numpy import uint8
-from numpy.typing import NDArray
-
-from pipelines import images, reporting, shards, storage
+from pipelines import reporting, shards, storage
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.index import IndexRow, read_index, write_index
-from pipelines.pairs.plan import measure
-from pipelines.pairs.ray_tasks import PIECES, SURVEY, ShardResult, Surveyed, usable_cpus
+from pipelines.pairs.layouts import PairSource
+from pipelines.pairs.ray_tasks import (
+    PIECES,
+    SURVEY,
+    Darkening,
+    ShardResult,
+    Surveyed,
+    darken,
+    fetch,
+    pair_row,
+    survey_one,
+    usable_cpus,
+)
 from pipelines.pairs.scenes import Assignment
-from pipelines.pairs.work import (
+from pipelines.pairs.steps import (
     QUARANTINE,
     Work,
     assign_splits,
@@ -30,11 +38,12 @@ from pipelines.pairs.work import (
     write_quarantine,
 )
 from pipelines.reporting import Report
-from pipelines.shards import Manifest, ShardEntry
+from pipelines.shards import Manifest
 
 DUPLICATES = "duplicates.jsonl"
 # The manifest lists the pairs of every split up to this many; the index always does.
 MOST_LISTED_PAIRS = 10_000
+MOST_MEASURED_PAIRS = 8
 
 
 def ingest(config: IngestConfig) -> Report:
@@ -195,32 +204,6 @@ def duplicates_between(url_a: str, url_b: str) -> list[dict[str, str]]:
     return found
 
 
-def read_pairs(url: str, entry: ShardEntry) -> pa.Table:
-    """A shard's pairs in `PAIR_SCHEMA`, after its checksum was verified."""
-    return shards.read_shard(url, entry)
-
-
-def decode_pair(row: Mapping[str, Any]) -> tuple[NDArray[uint8], NDArray[uint8]]:
-    """The (low, normal) images of a row of a pair shard, each [H, W, 3] uint8 RGB of the same size."""
-    return images.decode(row["low"]), images.decode(row["normal"])
-
-
-def split_shards(manifest: Manifest, split: str) -> list[ShardEntry]:
-    """The shards of one split, in order.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    found = [entry for entry in manifest.shards if entry.split == split]
-    if not found:
-        present = ", ".join(sorted({entry.split for entry in manifest.shards})) or "none"
-        raise ValueError(
-            f"split {split} holds no pairs (there are: {present}); choose one of these, or ingest again with another "
-            "--validation-share, --split-seed or --splits"
-        )
-    return found
-
-
 def plan_ingest(config: IngestConfig) -> Report:
     """What `ingest` would do (`--dry-run`): reads a few pairs to estimate bytes and time, and writes nothing."""
     work = find_work(config)
@@ -243,3 +226,31 @@ def plan_ingest(config: IngestConfig) -> Report:
     return Report(
         title=f"plan: {len(whole)} pairs of layout {config.layout} into {config.output}", rows=rows, facts=facts
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a few pairs, spread over the source, took on one CPU; broken ones are not counted."""
+
+    num_pairs: int
+    bytes_per_pair: float
+    seconds_per_pair: float
+
+
+def measure(config: IngestConfig, pairs: Sequence[PairSource]) -> Sample:
+    """Reads and checks up to eight pairs as the job would."""
+    step = max(1, len(pairs) // MOST_MEASURED_PAIRS)
+    darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
+    sizes, seconds = [], 0.0
+    for pair in pairs[::step][:MOST_MEASURED_PAIRS]:
+        started = time.perf_counter()
+        normal = fetch(pair.normal)
+        member = survey_one(Surveyed(pair_id=pair.pair_id, low=pair.low, normal=pair.normal), normal)
+        try:
+            row = pair_row(member, darken(member, normal, darkening) if darkening else fetch(pair.low), normal)
+        except ValueError:
+            continue
+        seconds += time.perf_counter() - started
+        sizes.append(len(row["low"]) + len(row["normal"]))
+    count = max(1, len(sizes))
+    return Sample(num_pairs=len(sizes), bytes_per_pair=sum(sizes) / count, seconds_per_pair=seconds / count)

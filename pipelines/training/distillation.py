@@ -25,9 +25,9 @@ from pipelines.training.order import Order
 from pipelines.training.stream import Beside, Stage, Stream, share_of
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache
-from pipelines.trajectories.records import check_crop, levels_of, plan_shards, record_spec, to_images
-from pipelines.trajectories.streaming import StreamingTeacher
-from pipelines.trajectories.targets import teacher_targets
+from pipelines.trajectories.crops import check_crop, plan_shards, to_images
+from pipelines.trajectories.records import levels_of, record_spec
+from pipelines.trajectories.teachers import StreamingTeacher, teacher_targets
 from pipelines.weights import load_for_inference, load_hashed_unet, load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total

@@ -24,8 +24,8 @@ from pipelines.delivery.writer import now_ms
 from pipelines.tracking import RunHandle, RunWriter
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
-from pipelines.training.networks import autocast, compiled, told_if_not_compiled
 from pipelines.training.objective import Batch, Network, Objective
+from pipelines.training.precision import autocast, compiled, told_if_not_compiled
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
 

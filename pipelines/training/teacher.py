@@ -13,8 +13,9 @@ from pipelines import shards, storage
 from pipelines.cluster import check_room
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import SegmentConfig
-from pipelines.pairs.ingest import split_shards
+from pipelines.pairs.dataset import split_shards
 from pipelines.reporting import Report
+from pipelines.shards import shards_hash
 from pipelines.tracking import RunHandle
 from pipelines.training import runs
 from pipelines.training.loop import Loop, check_workers
@@ -22,7 +23,7 @@ from pipelines.training.objective import Batch, Network
 from pipelines.training.order import Order
 from pipelines.training.stream import Stage, Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.records import RecordShard, load_crops, seed_of, shards_hash, to_images
+from pipelines.trajectories.crops import RecordShard, load_crops, seed_of, to_images
 from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss

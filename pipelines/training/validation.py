@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipelines import shards
 from pipelines.config.parts import CheckpointConfig
-from pipelines.pairs.ingest import decode_pair, split_shards
-from pipelines.trajectories.records import to_images
+from pipelines.pairs.dataset import decode_pair, split_shards
+from pipelines.trajectories.crops import to_images
 from pipelines.weights import load_lpips
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import SHARPNESS, quality

@@ -9,17 +9,10 @@ from numpy.typing import NDArray
 from pipelines import shards, storage
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import SegmentConfig
-from pipelines.pairs.ingest import split_shards
-from pipelines.shards import Manifest, ShardEntry
-from pipelines.trajectories.records import (
-    Batch,
-    RecordShard,
-    cached_shard,
-    columns_of,
-    load_records,
-    shards_hash,
-    with_noise,
-)
+from pipelines.pairs.dataset import split_shards
+from pipelines.shards import Manifest, ShardEntry, shards_hash
+from pipelines.trajectories.crops import Batch, RecordShard, cached_shard
+from pipelines.trajectories.records import columns_of, load_records, with_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import UNetFile
 

@@ -22,16 +22,9 @@ from pipelines.cluster import check_room, rounds, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
-from pipelines.trajectories.records import (
-    RecordShard,
-    check_crop,
-    load_records,
-    plan_shards,
-    record_spec,
-    records_table,
-    with_noise,
-)
-from pipelines.trajectories.teacher_actor import CALLS, TeacherActor
+from pipelines.trajectories.crops import RecordShard, check_crop, plan_shards
+from pipelines.trajectories.records import load_records, record_spec, records_table, with_noise
+from pipelines.trajectories.teachers import CALLS, TeacherActor
 from pipelines.weights import load_hashed_unet
 from reddit_core.schedule import NoiseSchedule
 

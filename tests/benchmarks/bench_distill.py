@@ -40,7 +40,7 @@ from pipelines.delivery.run_handle import OFF
 from pipelines.reporting import Report
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
-from pipelines.trajectories.records import to_images
+from pipelines.trajectories.crops import to_images
 from pipelines.weights import save_unet
 from reddit_core.retinex import ReflectanceConfig, reflectance
 from reddit_core.schedule import NoiseSchedule

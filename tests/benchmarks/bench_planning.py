@@ -26,8 +26,8 @@ from pipelines.config.parts import RECORDS_PER_SHARD, SegmentConfig
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.training.order import Order
 from pipelines.trajectories.caches import CachedRecords
+from pipelines.trajectories.crops import plan_shards
 from pipelines.trajectories.precompute import StagePlan
-from pipelines.trajectories.records import plan_shards
 
 SEGMENT = SegmentConfig(crops=4)
 PAIRS_PER_SHARD = 64

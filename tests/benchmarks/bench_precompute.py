@@ -25,9 +25,10 @@ from pipelines import cluster, shards
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, Precision, SegmentConfig
 from pipelines.reporting import Report, show
+from pipelines.trajectories.crops import plan_shards
 from pipelines.trajectories.precompute import precompute
-from pipelines.trajectories.records import load_records, plan_shards, with_noise
-from pipelines.trajectories.teacher_actor import TeacherActor
+from pipelines.trajectories.records import load_records, with_noise
+from pipelines.trajectories.teachers import TeacherActor
 from reddit_core.schedule import NoiseSchedule
 
 TARGET = 0.95

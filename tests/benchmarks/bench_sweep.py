@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 import tyro
 
+from jobs.demo_photographs import write_photographs
 from pipelines import cluster
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
 from pipelines.pairs.ingest import ingest
-from pipelines.pairs.photographs import write_photographs
 from pipelines.search.tune import tune
 from pipelines.tracking import OFF
 from pipelines.training import distillation
-from pipelines.training.networks import autocast
+from pipelines.training.precision import autocast
 from pipelines.trajectories.precompute import precompute
-from pipelines.trajectories.targets import teacher_targets
+from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import load_unet
 
 TARGET = 1.4

@@ -16,7 +16,7 @@ from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
 from pipelines.training.objective import Batch
-from pipelines.trajectories.targets import teacher_targets
+from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import save_unet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet

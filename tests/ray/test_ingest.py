@@ -19,9 +19,10 @@ from PIL import Image
 
 from pipelines import shards
 from pipelines.config.jobs import IngestConfig
+from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.pairs.index import IndexRow, read_index
-from pipelines.pairs.ingest import decode_pair, duplicates_between, ingest, plan_ingest, read_pairs, split_shards
-from pipelines.pairs.work import pair_spec
+from pipelines.pairs.ingest import duplicates_between, ingest, plan_ingest
+from pipelines.pairs.steps import pair_spec
 from pipelines.shards import Manifest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -49,7 +50,7 @@ def rows_of(output: Path) -> dict[str, dict[str, Any]]:
     return {
         row["pair_id"]: {**row, "split": entry.split}
         for entry in manifest_of(output).shards
-        for row in read_pairs(str(output), entry).to_pylist()
+        for row in shards.read_shard(str(output), entry).to_pylist()
     }
 
 

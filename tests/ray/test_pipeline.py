@@ -24,7 +24,7 @@ from pipelines.training.stream import make_dataset
 from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.caches import find_cache
 from pipelines.trajectories.precompute import plan_precompute, precompute
-from pipelines.trajectories.targets import teacher_targets
+from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import load_hashed_unet, load_unet
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.unet import UNetConfig

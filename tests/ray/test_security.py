@@ -10,7 +10,7 @@ import ray
 
 from pipelines import shards
 from pipelines.config.jobs import IngestConfig
-from pipelines.pairs.ingest import ingest, read_pairs
+from pipelines.pairs.ingest import ingest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -29,7 +29,8 @@ def test_pair_ids_that_look_like_paths_name_no_file(lol_folder: Path, tmp_path: 
     assert all(output in path.parents or path in (output, *output.parents) for path in after - before)
     assert not [path for path in after if "escaped" in path.name]
     manifest = shards.read_manifest(str(output), "pairs")
-    found = [row for entry in manifest.shards for row in read_pairs(str(output), entry).column("pair_id").to_pylist()]
+    tables = [shards.read_shard(str(output), entry) for entry in manifest.shards]
+    found = [pair_id for table in tables for pair_id in table.column("pair_id").to_pylist()]
     assert sorted(found) == sorted(names)
 
 

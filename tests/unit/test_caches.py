@@ -10,7 +10,8 @@ from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import SegmentConfig
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.caches import find_cache
-from pipelines.trajectories.records import check_crop, record_spec
+from pipelines.trajectories.crops import check_crop
+from pipelines.trajectories.records import record_spec
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile

@@ -5,16 +5,8 @@ import pytest
 
 from pipelines.config.parts import SegmentConfig
 from pipelines.shards import ShardEntry
-from pipelines.trajectories.records import (
-    RecordShard,
-    cut,
-    draw_crop,
-    draw_levels,
-    draw_scale,
-    record_noise,
-    reduce,
-    seed_of,
-)
+from pipelines.trajectories.crops import RecordShard, cut, draw_crop, draw_scale, reduce, seed_of
+from pipelines.trajectories.records import draw_levels, record_noise
 from reddit_core.schedule import NoiseSchedule
 
 ENTRY = ShardEntry(name="train-00000", rows=3, bytes=0, sha256="")

@@ -1,6 +1,9 @@
-"""The teacher of `precompute`: an actor that runs it over whole shards, and never lets it wait for the next one."""
+"""The teacher at work: its targets of a batch of records, and the actors that compute them.
 
-from collections.abc import Callable, Iterable, Iterator
+`TeacherActor` runs over whole shards for `precompute`; `StreamingTeacher` beside the trainers, without a cache.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, TypeVar
@@ -11,16 +14,42 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import shards
-from pipelines.cluster import steady_threads
-from pipelines.config.jobs import PrecomputeConfig
-from pipelines.trajectories.records import Batch, columns_of, with_noise
-from pipelines.trajectories.targets import teacher_targets
+from pipelines.cluster import steady_threads, torch_threads
+from pipelines.config.jobs import DistillConfig, PrecomputeConfig
+from pipelines.config.parts import Precision
+from pipelines.trajectories.crops import Batch, to_images
+from pipelines.trajectories.records import columns_of, levels_of, with_noise
 from pipelines.weights import load_for_inference
+from reddit_core.diffusion import Estimate, predict
+from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
+from reddit_core.unet import UNet
 
 # Shards that an actor has in hand at a time.
 CALLS = 2
 
 Item = TypeVar("Item")
+
+
+def teacher_targets(
+    unet: UNet, records: Mapping[str, NDArray[Any]], precision: Precision
+) -> tuple[Segment, torch.Tensor]:
+    """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
+
+    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike; `records` have their
+    noise (`with_noise`).
+    """
+    device = next(unet.parameters()).device
+    low, normal = to_images(records["low"], device), to_images(records["normal"], device)
+    eps = torch.tensor(records["eps"], device=device)
+    levels = levels_of(records, device)
+
+    def denoise(low: torch.Tensor, z: torch.Tensor, level: torch.Tensor) -> Estimate:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return predict(unet, low, z, level)
+
+    with torch.inference_mode():
+        segment = teacher_segment(denoise, low, normal, eps, levels)
+        return segment, unrefined_x_target(segment, levels)
 
 
 class TeacherActor:
@@ -57,6 +86,24 @@ class TeacherActor:
     def targets_of(self, records: Batch) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         segment, x_target_0 = teacher_targets(self.unet, records, self.config.precision)
         return segment.x_u.half().cpu().numpy(), x_target_0.half().cpu().numpy()
+
+
+class StreamingTeacher:
+    """Adds `x_u` and `x_target_0`, float32, to the records of `OnlineRecords`, `rows` at a time."""
+
+    def __init__(self, config: DistillConfig, rows: int, device: str) -> None:
+        torch.set_num_threads(torch_threads(config.compute))
+        self.precision, self.rows = config.optim.precision, rows
+        self.unet = load_for_inference(config.teacher, config.norm_groups, device, self.precision).unet
+
+    def __call__(self, batch: Batch) -> Batch:
+        targets: dict[str, list[NDArray[np.float32]]] = {"x_u": [], "x_target_0": []}
+        for start in range(0, len(batch["seed"]), self.rows):
+            part = {name: values[start : start + self.rows] for name, values in batch.items()}
+            segment, x_target_0 = teacher_targets(self.unet, part, self.precision)
+            targets["x_u"].append(segment.x_u.float().cpu().numpy())
+            targets["x_target_0"].append(x_target_0.float().cpu().numpy())
+        return {**batch, **{name: np.concatenate(parts) for name, parts in targets.items()}}
 
 
 def one_ahead(function: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:

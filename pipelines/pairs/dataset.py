@@ -1,0 +1,31 @@
+"""Reading a pair dataset back: the shards of a split, and the images of a row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy import uint8
+from numpy.typing import NDArray
+
+from pipelines import images
+from pipelines.shards import Manifest, ShardEntry
+
+
+def decode_pair(row: Mapping[str, Any]) -> tuple[NDArray[uint8], NDArray[uint8]]:
+    """The (low, normal) images of a row of a pair shard, each [H, W, 3] uint8 RGB of the same size."""
+    return images.decode(row["low"]), images.decode(row["normal"])
+
+
+def split_shards(manifest: Manifest, split: str) -> list[ShardEntry]:
+    """The shards of one split, in order.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [entry for entry in manifest.shards if entry.split == split]
+    if not found:
+        present = ", ".join(sorted({entry.split for entry in manifest.shards})) or "none"
+        raise ValueError(
+            f"split {split} holds no pairs (there are: {present}); choose one of these, or ingest again with another "
+            "--validation-share, --split-seed or --splits"
+        )
+    return found

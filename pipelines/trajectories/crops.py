@@ -1,0 +1,150 @@
+"""The crops that are trained on: which ones a pair dataset gives, and how they are cut.
+
+Every draw derives from a seed, the pair and the crop's number, never from how work is divided.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from cachetools import LRUCache, cached
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines import shards
+from pipelines.config.parts import SegmentConfig, require
+from pipelines.pairs.dataset import decode_pair, split_shards
+from pipelines.shards import Manifest, ShardEntry
+from reddit_core.unet import UNet
+
+Batch = dict[str, NDArray[Any]]
+DecodedPair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+# What a process keeps of decoded pairs for the crops that follow: a shard's of LOL, or a few of a large camera's.
+DECODED_BYTES = 2**27
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordShard:
+    """A fixed list of records: the virtual rows [start, stop) of one pair shard, `crops * draws` to a pair."""
+
+    name: str
+    pairs: ShardEntry
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def plan_shards(
+    manifest: Manifest, split: str, segment: SegmentConfig, records_per_shard: int
+) -> tuple[RecordShard, ...]:
+    """The record shards of a split, a pure function of manifest and config, in order."""
+
+    def parts(entry: ShardEntry) -> Iterator[RecordShard]:
+        total = entry.rows * segment.crops * segment.draws
+        for part, start in enumerate(range(0, total, records_per_shard)):
+            stop = min(start + records_per_shard, total)
+            yield RecordShard(name=f"{entry.name}-{part:04d}", pairs=entry, start=start, stop=stop)
+
+    return tuple(shard for entry in split_shards(manifest, split) for shard in parts(entry))
+
+
+def place_of(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
+    """(pair, crop, draw) of a virtual row of a pair shard."""
+    pair, rest = divmod(record, segment.crops * segment.draws)
+    return pair, *divmod(rest, segment.draws)
+
+
+def seed_of(*parts: object) -> int:
+    """64 bits that depend on every part and nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+@lru_cache(maxsize=4)
+def cached_shard(url: str, entry: ShardEntry) -> pa.Table:
+    """A verified shard, kept by the worker process that works its way through it."""
+    return shards.read_shard(url, entry)
+
+
+@cached(LRUCache[Any, DecodedPair](DECODED_BYTES, getsizeof=lambda pair: pair[0].nbytes + pair[1].nbytes))
+def decoded_pair(url: str, entry: ShardEntry, row: int) -> DecodedPair:
+    """The two images of a pair, kept for the crops that follow."""
+    return decode_pair(cached_shard(url, entry).slice(row, 1).to_pylist()[0])
+
+
+def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArray[np.int64]) -> Batch:
+    """The crops of a record shard's `rows` (0 is its first record): images uint8, [n, crop, crop, 3]."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("pair_id", "scale", "crop_y", "crop_x", "flip", "draw", "low", "normal")
+    }
+    pair_ids = cached_shard(url, shard.pairs).column("pair_id")
+    for record in shard.start + rows:
+        pair, crop, draw = place_of(int(record), segment)
+        pair_id = pair_ids[pair].as_py()
+        scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
+        low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
+        y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
+        images = (cut(image, y, x, segment.crop, flip) for image in (low, normal))
+        values = (pair_id, scale, y, x, flip, draw, *images)
+        for name, value in zip(columns, values, strict=True):
+            columns[name].append(value)
+    return {
+        name: np.stack(values) if name in ("low", "normal") else np.array(values) for name, values in columns.items()
+    }
+
+
+def draw_scale(min_scale: float, *seed_parts: object) -> float:
+    """Log-uniform in [min_scale, 1], from the seed parts alone."""
+    return float(min_scale ** np.random.default_rng(seed_of("scale", *seed_parts)).random())
+
+
+def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uint8]:
+    """An image at a scale in (0, 1], by averaging over areas; only so far that no side is below `least`."""
+    height, width = image.shape[:2]
+    scale = max(scale, min(1.0, least / min(height, width)))
+    if scale == 1:
+        return image
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def draw_crop(shape: tuple[int, ...], size: int, *seed_parts: object) -> tuple[int, int, bool]:
+    """(y, x, flip) of a random crop, from the seed parts alone."""
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    y = int(rng.integers(max(shape[0] - size, 0) + 1))
+    x = int(rng.integers(max(shape[1] - size, 0) + 1))
+    return y, x, bool(rng.integers(2))
+
+
+def cut(image: NDArray[np.uint8], y: int, x: int, size: int, flip: bool) -> NDArray[np.uint8]:
+    """A `size` x `size` crop, mirrored left to right if `flip`; images that are too small are mirrored outwards."""
+    height, width = image.shape[:2]
+    if height < size or width < size:
+        margins = ((0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0))
+        image = np.pad(image, margins, mode="symmetric")
+    piece = image[y : y + size, x : x + size]
+    return piece[:, ::-1] if flip else piece
+
+
+def check_crop(segment: SegmentConfig, unet: UNet) -> None:
+    """Refuses crops that the teacher cannot be run on."""
+    multiple = unet.config.size_multiple
+    require(
+        segment.crop % multiple == 0,
+        f"segment.crop is {segment.crop}, but must be a multiple of the teacher's {multiple}; use "
+        f"{-(-segment.crop // multiple) * multiple}",
+    )
+
+
+def to_images(crops: NDArray[np.uint8], device: torch.device | str = "cpu") -> torch.Tensor:
+    """[n, h, w, 3] uint8 as [n, 3, h, w] float32 in [-1, 1]."""
+    return torch.tensor(crops, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
