@@ -23,8 +23,8 @@ from torch.export import Dim
 
 from pipelines import reporting, storage
 from pipelines.config.use import ExportConfig
+from pipelines.model_card import HEADING, ModelCard
 from pipelines.reporting import Report
-from pipelines.students.model_card import HEADING, ModelCard
 from pipelines.weights import load_unet
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 from ray.tune import Callback, Result
 
 from pipelines import storage, tracking
-from pipelines.delivery.outbox import Outbox
 from pipelines.reporting import Row, format_value
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.tracking import OFF, RunHandle, RunWriter, Status
+from pipelines.tracking.outbox import Outbox
 
 # A server that is there takes a trial's end in half a second; one that is not is waited for only so long.
 IDLE_S = 30.0

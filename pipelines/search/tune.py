@@ -24,9 +24,8 @@ from pipelines.search import checks, outcome, progress
 from pipelines.search.progress import SweepProgress, watching
 from pipelines.search.space import Dimension, Values, describe
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
-from pipelines.students import registry
 from pipelines.tracking import RunHandle
-from pipelines.training import distillation, runs
+from pipelines.training import distillation, runs, student_registry
 
 EXPERIMENT = "tune"
 DRIVER_CPUS = 0.1
@@ -197,7 +196,7 @@ def tune(config: TuneConfig) -> Report:
     stream = checks.check(sweep)
     outcome.record(config, stream)
     base, done = config.distill, outcome.is_done(config.output)
-    inputs = registry.inputs_of(base, stream)
+    inputs = student_registry.inputs_of(base, stream)
     ended = done and not config.then_distill
     with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = outcome.saved(config.output) if done else search(sweep, run)

@@ -11,12 +11,12 @@ use of what needs it, so write `tracking.open_run(...)` rather than importing th
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pipelines.delivery.run_handle import OFF, InputData, RunHandle, Status, default_uri
+from pipelines.tracking.run import OFF, InputData, RunHandle, Status, default_uri
 from pipelines.tracking.run_writer import RunWriter
 
 if TYPE_CHECKING:
-    from pipelines.tracking.driving import close_run, end_run, open_run, plan_run, send_kept
-    from pipelines.tracking.models import register_student
+    from pipelines.tracking.mlflow_backend.driver import close_run, end_run, open_run, plan_run, send_kept
+    from pipelines.tracking.mlflow_backend.registry import register_student
 
 __all__ = [
     "OFF",
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 USES_MLFLOW = {
-    **dict.fromkeys(("close_run", "end_run", "open_run", "plan_run", "send_kept"), "driving"),
-    "register_student": "models",
+    **dict.fromkeys(("close_run", "end_run", "open_run", "plan_run", "send_kept"), "mlflow_backend.driver"),
+    "register_student": "mlflow_backend.registry",
 }
 
 

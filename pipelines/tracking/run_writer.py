@@ -1,7 +1,7 @@
 """What a training worker or a driver writes with."""
 
-from pipelines.delivery.run_handle import RunHandle
-from pipelines.delivery.writer import BufferedWriter
+from pipelines.tracking.run import RunHandle
+from pipelines.tracking.writer import BufferedWriter
 
 
 class RunWriter(BufferedWriter):
@@ -11,6 +11,6 @@ class RunWriter(BufferedWriter):
         if handle.request is None:
             super().__init__(None)
             return
-        from pipelines.tracking.writing import RunLink  # noqa: PLC0415 - loads MLflow
+        from pipelines.tracking.mlflow_backend.transport import RunLink  # noqa: PLC0415 - loads MLflow
 
         super().__init__(RunLink(handle))

@@ -16,9 +16,8 @@ from pipelines.cluster import check_room, num_gpus, use_gpu
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import RECORDS_PER_SHARD
 from pipelines.reporting import Report
-from pipelines.students import registry
 from pipelines.tracking import RunHandle
-from pipelines.training import runs
+from pipelines.training import runs, student_registry
 from pipelines.training.loop import Loop, check_workers
 from pipelines.training.objective import Batch, Network
 from pipelines.training.order import Order
@@ -116,7 +115,7 @@ class DistillObjective:
             "role": "student",
             "num_steps": num_steps,
             "teacher_sha256": sha256_of(self.config.teacher),
-            "pairs": registry.describe_pairs(self.config.pairs) if self.config.pairs else "",
+            "pairs": student_registry.describe_pairs(self.config.pairs) if self.config.pairs else "",
             "licence": self.config.tracking.licence,
             "config": runs.facts_of(self.config),
             "validation": dict(metrics),
@@ -196,14 +195,14 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     stream = make_stream(config)
     settings = runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
-    inputs = registry.inputs_of(config, stream)
+    inputs = student_registry.inputs_of(config, stream)
     with runs.tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
     ) as run:
         if not done:
             runs.fit(runs.make_trainer(make_loop(config, run, settings), stream, config.output))
         last = storage.join(config.output, names[-1])
-        model = registry.register(run, config, last)
+        model = student_registry.register(run, config, last)
     facts: dict[str, Any] = {"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
     facts |= {"mlflow_model": model} if model else {}
     report = Report(title="Students", rows=student_rows(config), facts=facts, url=config.output)

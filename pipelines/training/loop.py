@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, require
-from pipelines.delivery.writer import now_ms
 from pipelines.tracking import RunHandle, RunWriter
+from pipelines.tracking.writer import now_ms
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.objective import Batch, Network, Objective

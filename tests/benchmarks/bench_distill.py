@@ -36,8 +36,8 @@ from torch.nn import functional
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
-from pipelines.delivery.run_handle import OFF
 from pipelines.reporting import Report
+from pipelines.tracking.run import OFF
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
 from pipelines.trajectories.crops import to_images

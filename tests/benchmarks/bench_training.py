@@ -35,8 +35,8 @@ from pipelines.config.parts import (
     SegmentConfig,
     TrackingConfig,
 )
-from pipelines.delivery.run_handle import OFF
 from pipelines.reporting import Report, show
+from pipelines.tracking.run import OFF
 from pipelines.training import runs
 from pipelines.training.distillation import DistillObjective, make_loop, make_stream
 from pipelines.training.loop import Worker

@@ -10,7 +10,7 @@ from ray.train import Checkpoint
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
-from pipelines.delivery.run_handle import OFF
+from pipelines.tracking.run import OFF
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective

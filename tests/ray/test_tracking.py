@@ -18,12 +18,11 @@ from requests import HTTPError, Response
 
 from pipelines import tracking
 from pipelines.config.parts import TrackingConfig
-from pipelines.delivery import unsent
-from pipelines.delivery.outbox import RefusedError, UnavailableError
-from pipelines.delivery.unsent import Point
-from pipelines.students.model_card import ModelCard
-from pipelines.tracking import InputData, RunHandle, RunWriter
-from pipelines.tracking.connection import reaching
+from pipelines.model_card import ModelCard
+from pipelines.tracking import InputData, RunHandle, RunWriter, spill
+from pipelines.tracking.mlflow_backend.client import reaching
+from pipelines.tracking.outbox import RefusedError, UnavailableError
+from pipelines.tracking.spill import Point
 from pipelines.training import runs as runs_module
 from reddit_core.sampler import enhance
 from reddit_core.unet import UNet
@@ -219,7 +218,7 @@ def test_a_run_that_is_done_is_only_sent_what_waits(server, tmp_path: Path) -> N
         pass
     client = MlflowClient(server.uri)
     first = client.get_run(handle.run_id)
-    unsent.save(output, [Point("train/loss", 0.5, 1, 7)], [])
+    spill.save(output, [Point("train/loss", 0.5, 1, 7)], [])
     with runs_module.tracked_run(config, output, Settings(), job="distill", done=True) as again:
         assert again.run_id == handle.run_id
     run = client.get_run(handle.run_id)
@@ -296,9 +295,9 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
     assert done.returncode == -signal.SIGKILL
     server.start()
     client = MlflowClient(server.uri)
-    (parcel,) = unsent.parcels(output, tmp_path)
+    (parcel,) = spill.parcels(output, tmp_path)
     tracking.close_run(handle, "FINISHED")
-    unsent.save(output, parcel.points, parcel.files)  # as if it had been sent and not yet removed
+    spill.save(output, parcel.points, parcel.files)  # as if it had been sent and not yet removed
     tracking.close_run(handle, "FINISHED")
     (point,) = client.get_metric_history(handle.run_id, "validation/psnr")
     assert (point.value, point.step) == (17.5, 30)

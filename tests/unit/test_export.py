@@ -13,7 +13,7 @@ import torch
 from pipelines.config.use import ExportConfig
 from pipelines.enhancement import exporting
 from pipelines.enhancement.exporting import export, onnx_session, plan_export, run_onnx
-from pipelines.students.model_card import HEADING
+from pipelines.model_card import HEADING
 from pipelines.weights import save_unet
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule

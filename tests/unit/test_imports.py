@@ -14,7 +14,11 @@ FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
 # The science has no files, no environment, and runs wherever torch does.
 NOT_IN_THE_SCIENCE = {"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "os", "pathlib", "tyro", "torchvision"}
 # A file, or a folder whose modules share the work.
-SEAMS = {"mlflow": "pipelines/tracking/", "fsspec": "pipelines/storage.py", "s3fs": "pipelines/storage.py"}
+SEAMS = {
+    "mlflow": "pipelines/tracking/mlflow_backend/",
+    "fsspec": "pipelines/storage.py",
+    "s3fs": "pipelines/storage.py",
+}
 
 
 def imported(source: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from pipelines.delivery.outbox import Outbox, RefusedError, UnavailableError
+from pipelines.tracking.outbox import Outbox, RefusedError, UnavailableError
 
 
 class Receiver:

@@ -17,9 +17,9 @@ from ray.train import Checkpoint
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
-from pipelines.delivery.run_handle import OFF
-from pipelines.delivery.unsent import File, Point
-from pipelines.delivery.writer import BufferedWriter
+from pipelines.tracking.run import OFF
+from pipelines.tracking.spill import File, Point
+from pipelines.tracking.writer import BufferedWriter
 from pipelines.training import checkpoints, runs
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate

@@ -8,9 +8,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.delivery.outbox import RefusedError
-from pipelines.delivery.run_handle import InputData, RunHandle, RunRequest, embedded_store
 from pipelines.redaction import redact
+from pipelines.tracking.outbox import RefusedError
+from pipelines.tracking.run import InputData, RunHandle, RunRequest, embedded_store
 
 RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
 # One for each attempt to create a run: a slow server may be asked twice by MLflow's own retries, and make two.

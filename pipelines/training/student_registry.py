@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pipelines import shards, storage, tracking
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig
+from pipelines.model_card import ModelCard
 from pipelines.redaction import redact
-from pipelines.students.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle
 from pipelines.training.stream import Stream
 from pipelines.training.validation import ValidationImages

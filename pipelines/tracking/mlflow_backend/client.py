@@ -12,9 +12,9 @@ from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
 from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.delivery.outbox import RefusedError, UnavailableError
-from pipelines.delivery.run_handle import embedded_store
 from pipelines.redaction import redact
+from pipelines.tracking.outbox import RefusedError, UnavailableError
+from pipelines.tracking.run import embedded_store
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 UPLOAD_TIMEOUT_S = "600"

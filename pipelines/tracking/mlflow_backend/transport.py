@@ -22,14 +22,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.delivery import unsent
-from pipelines.delivery.outbox import RefusedError
-from pipelines.delivery.run_handle import RunHandle
-from pipelines.delivery.unsent import File, Point
-from pipelines.delivery.writer import METRICS_PER_BATCH
 from pipelines.redaction import redact
-from pipelines.tracking.connection import connect, reaching
-from pipelines.tracking.records import ensure_run
+from pipelines.tracking import spill
+from pipelines.tracking.mlflow_backend.client import connect, reaching
+from pipelines.tracking.mlflow_backend.runs import ensure_run
+from pipelines.tracking.outbox import RefusedError
+from pipelines.tracking.run import RunHandle
+from pipelines.tracking.spill import File, Point
+from pipelines.tracking.writer import METRICS_PER_BATCH
 
 MONITORS: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor)
 
@@ -62,7 +62,7 @@ def send_image(client: MlflowClient, run_id: str, file: File, pixels: NDArray[np
 def send_unsent(client: MlflowClient, run_id: str, uri: str, output: str) -> None:
     """Sends what waits beside a run's output; what the server will never take is given up, with a line in the log."""
     with tempfile.TemporaryDirectory(prefix="reddit-unsent-") as scratch:
-        for parcel in unsent.parcels(output, Path(scratch)):
+        for parcel in spill.parcels(output, Path(scratch)):
             starts = range(0, len(parcel.points), METRICS_PER_BATCH)
             batches = [parcel.points[start : start + METRICS_PER_BATCH] for start in starts]
             sending: list[Callable[..., None]] = [partial(send_points, points=batch) for batch in batches]
@@ -73,7 +73,7 @@ def send_unsent(client: MlflowClient, run_id: str, uri: str, output: str) -> Non
                         send(client, run_id)
                 except RefusedError as error:
                     logger.warning("given up, since %s will not take it (%s)", redact(uri), error)
-            unsent.delete(parcel)
+            spill.delete(parcel)
 
 
 class RunLink:
@@ -109,7 +109,7 @@ class RunLink:
     def keep(self, points: Sequence[Point], files: Sequence[File]) -> bool:
         assert self._handle.request is not None
         try:
-            unsent.save(self._handle.request.name, points, files)
+            spill.save(self._handle.request.name, points, files)
         except (OSError, ValueError) as error:
             logger.warning("they could not be kept at %s either (%s)", redact(self._handle.request.name), error)
             return False

@@ -11,12 +11,12 @@ from mlflow.tracking.context import registry as context_registry
 
 from pipelines.code_version import code_digest
 from pipelines.config.parts import TrackingConfig
-from pipelines.delivery.outbox import RefusedError, UnavailableError
-from pipelines.delivery.run_handle import OFF, InputData, RunHandle, RunRequest, Status, default_uri, resolve_uri
 from pipelines.redaction import flatten, redact
-from pipelines.tracking.connection import connect, if_reached, reaching
-from pipelines.tracking.records import ensure_run
-from pipelines.tracking.writing import send_unsent
+from pipelines.tracking.mlflow_backend.client import connect, if_reached, reaching
+from pipelines.tracking.mlflow_backend.runs import ensure_run
+from pipelines.tracking.mlflow_backend.transport import send_unsent
+from pipelines.tracking.outbox import RefusedError, UnavailableError
+from pipelines.tracking.run import OFF, InputData, RunHandle, RunRequest, Status, default_uri, resolve_uri
 
 logger = logging.getLogger(__name__)
 

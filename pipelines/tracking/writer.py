@@ -13,8 +13,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.delivery.outbox import Outbox, RefusedError, UnavailableError
-from pipelines.delivery.unsent import File, Point
+from pipelines.tracking.outbox import Outbox, RefusedError, UnavailableError
+from pipelines.tracking.spill import File, Point
 
 METRICS_PER_BATCH, METRICS_KEPT, METRICS_INTERVAL_S = 500, 200_000, 1.0
 FILES_KEPT = 64

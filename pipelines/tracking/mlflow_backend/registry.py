@@ -14,11 +14,11 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import reddit_core
-from pipelines.delivery.run_handle import RunHandle
-from pipelines.students import student_model
-from pipelines.students.model_card import ModelCard
-from pipelines.tracking.connection import connect, if_reached, patiently
-from pipelines.tracking.records import ensure_run
+from pipelines.model_card import ModelCard
+from pipelines.tracking.mlflow_backend import student_model
+from pipelines.tracking.mlflow_backend.client import connect, if_reached, patiently
+from pipelines.tracking.mlflow_backend.runs import ensure_run
+from pipelines.tracking.run import RunHandle
 
 WEIGHTS_TAG = "reddit.weights_sha256"
 # What the code inside a registered model imports.

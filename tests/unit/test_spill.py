@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.delivery import unsent
-from pipelines.delivery.unsent import File, Point
+from pipelines.tracking import spill
+from pipelines.tracking.spill import File, Point
 
 
 def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:
@@ -16,11 +16,11 @@ def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:
     table.write_text("a,b\n")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     points = [Point("train/loss", 0.1, 1_700_000_000_123, 3), Point("train/grad_norm", math.inf, 5, 4)]
-    unsent.save(str(output), points, [File("validation", step=9, pixels=pixels), File("reports", path=table)])
-    unsent.save(str(output), [Point("train/loss", math.nan, 1, 1)], [])
+    spill.save(str(output), points, [File("validation", step=9, pixels=pixels), File("reports", path=table)])
+    spill.save(str(output), [Point("train/loss", math.nan, 1, 1)], [])
     table.unlink()
 
-    parcels = sorted(unsent.parcels(str(output), scratch), key=lambda parcel: len(parcel.points))
+    parcels = sorted(spill.parcels(str(output), scratch), key=lambda parcel: len(parcel.points))
     assert len(parcels) == 2
     assert math.isnan(parcels[0].points[0].value)
     assert list(parcels[1].points) == points
@@ -30,12 +30,12 @@ def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.pixels, pixels)
     assert (artifact.name, artifact.path.name, artifact.path.read_text()) == ("reports", "table.csv", "a,b\n")
 
-    unsent.delete(parcels[1])
-    assert [parcel.url for parcel in unsent.parcels(str(output), scratch)] == [parcels[0].url]
+    spill.delete(parcels[1])
+    assert [parcel.url for parcel in spill.parcels(str(output), scratch)] == [parcels[0].url]
 
 
 def test_a_parcel_without_its_index_is_not_there_yet(tmp_path: Path) -> None:
     (tmp_path / "unsent" / "half").mkdir(parents=True)
     (tmp_path / "unsent" / "half" / "0.png").write_bytes(b"")
-    assert list(unsent.parcels(str(tmp_path), tmp_path)) == []
-    assert list(unsent.parcels(str(tmp_path / "nowhere"), tmp_path)) == []
+    assert list(spill.parcels(str(tmp_path), tmp_path)) == []
+    assert list(spill.parcels(str(tmp_path / "nowhere"), tmp_path)) == []

@@ -1,1 +1,0 @@
-"""Measurements on their way to a tracking server; free of MLflow."""

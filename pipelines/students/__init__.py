@@ -1,1 +1,0 @@
-"""Finished students as registered models, with their cards."""

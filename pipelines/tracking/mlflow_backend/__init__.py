@@ -1,0 +1,1 @@
+"""Everything that imports MLflow; loaded only by processes that talk to a tracking server."""
