@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines import storage
 from pipelines.config.parts import Precision
 from reddit_core.lpips import Lpips
-from reddit_core.unet import use_channels_last
+from reddit_core.networks.sr3_unet import use_channels_last
 from reddit_core.weights import UNetFile, decode_unet, encode_unet, is_pth
 
 

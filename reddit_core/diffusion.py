@@ -8,8 +8,8 @@ from typing import NamedTuple
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from reddit_core.networks.sr3_unet import Prediction, UNet
 from reddit_core.schedule import sigma_of
-from reddit_core.unet import Prediction, UNet
 
 
 class Estimate(NamedTuple):

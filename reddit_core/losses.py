@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reddit_core.diffusion import Estimate, v_from
+from reddit_core.networks.sr3_unet import Prediction
 from reddit_core.trajectory import Targets
-from reddit_core.unet import Prediction
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """Maps (estimate, normal), [B, 3, H, W] float32 in [-1, 1], to a distance per sample, [B]."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from reddit_core.diffusion import ddim_step, eps_from_x_0, predict, x_0_from_eps
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 
 DdimMode = Literal["exact", "released"]
 

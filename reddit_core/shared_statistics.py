@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reddit_core.unet import SelfAttention, UNet
+from reddit_core.networks.sr3_unet import SelfAttention, UNet
 
 Phase = Literal["sample", "survey", "apply"]
 # Positions that a tile attends to, spread evenly over the sample; bounds what attention costs.

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reddit_core import sampler
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import DdimMode, sample_step, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
-from reddit_core.unet import UNet
 
 # Side of the sample's patches; the more of them, the better they stand for the image.
 PATCH = 64

@@ -20,7 +20,7 @@ from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from reddit_core.degrade import DegradeConfig, degrade  # noqa: E402
-from reddit_core.unet import UNet, UNetConfig  # noqa: E402
+from reddit_core.networks.sr3_unet import UNet, UNetConfig  # noqa: E402
 
 TESTS = Path(__file__).parent
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")

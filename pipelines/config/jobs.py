@@ -27,9 +27,9 @@ from pipelines.config.parts import (
 )
 from reddit_core.degrade import DegradeConfig
 from reddit_core.losses import LossWeights
+from reddit_core.networks.sr3_unet import UNetConfig
 from reddit_core.retinex import ReflectanceConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNetConfig
 
 Layout = Literal["lolv1", "lolv2-real", "lolv2-synthetic", "lsrw", "sid", "smid", "sdsd", "folders", "table", "degrade"]
 

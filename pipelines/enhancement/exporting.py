@@ -26,9 +26,9 @@ from pipelines.config.use import ExportConfig
 from pipelines.model_card import HEADING, ModelCard
 from pipelines.reporting import Report
 from pipelines.weights import load_unet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 ONNX, PT2, CARD = "student.onnx", "student.pt2", "README.md"

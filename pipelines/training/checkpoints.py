@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipelines import shards
 from pipelines.config.parts import OptimConfig
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 STATE_FILE = "state.safetensors"
 STEP_PREFIX = "step-"

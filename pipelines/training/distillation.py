@@ -31,9 +31,9 @@ from pipelines.weights import load_for_inference, load_hashed_unet, load_lpips, 
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.retinex import reflectance
 from reddit_core.trajectory import refined_targets
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 # A loaded record: two images in uint8, two targets in float16 and the noise in float32, three channels each.

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 Batch = Mapping[str, NDArray[Any]]
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]

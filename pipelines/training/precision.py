@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines import failures
 from pipelines.training.objective import Network
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 
 def compiled(unet: UNet, device: torch.device) -> Network:

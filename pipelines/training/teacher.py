@@ -27,8 +27,8 @@ from pipelines.trajectories.crops import RecordShard, load_crops, seed_of, to_im
 from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 WEIGHTS = "teacher.safetensors"

@@ -16,9 +16,9 @@ from pipelines.trajectories.crops import to_images
 from pipelines.weights import load_lpips
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import SHARPNESS, quality
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 
 GRID_IMAGES = 4
 # The perceptual distance, among the metrics only where a backbone is given.

@@ -20,7 +20,7 @@ from pipelines import shards
 from pipelines.config.parts import SegmentConfig, require
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.shards import Manifest, ShardEntry
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 Batch = dict[str, NDArray[Any]]
 DecodedPair = tuple[NDArray[np.uint8], NDArray[np.uint8]]

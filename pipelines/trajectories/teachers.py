@@ -21,8 +21,8 @@ from pipelines.trajectories.crops import Batch, to_images
 from pipelines.trajectories.records import columns_of, levels_of, with_noise
 from pipelines.weights import load_for_inference
 from reddit_core.diffusion import Estimate, predict
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
-from reddit_core.unet import UNet
 
 # Shards that an actor has in hand at a time.
 CALLS = 2

@@ -42,9 +42,9 @@ from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
 from pipelines.trajectories.crops import to_images
 from pipelines.weights import save_unet
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.retinex import ReflectanceConfig, reflectance
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 CACHED_TARGET = 1.5

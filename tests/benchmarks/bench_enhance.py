@@ -22,9 +22,9 @@ from rich.console import Console
 from pipelines.config.parts import Precision
 from pipelines.reporting import Report, show
 from pipelines.weights import load_unet
+from reddit_core.networks.sr3_unet import use_channels_last
 from reddit_core.sampler import seeded_noise
 from reddit_core.tiles import enhance_pixels, to_signed
-from reddit_core.unet import use_channels_last
 
 STEPS = (1, 2, 4, 8)
 

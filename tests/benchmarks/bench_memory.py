@@ -25,8 +25,8 @@ from PIL import Image
 
 from pipelines import shards
 from pipelines.weights import save_unet
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 ROOT = Path(__file__).parents[2]

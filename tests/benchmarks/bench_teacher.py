@@ -33,7 +33,7 @@ from measuring import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.reporting import Report
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 Variant = Literal["plain", "bf16", "channels_last", "compile", "graphs"]
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}

@@ -42,7 +42,7 @@ from pipelines.training.distillation import DistillObjective, make_loop, make_st
 from pipelines.training.loop import Worker
 from pipelines.training.objective import Batch, Network
 from pipelines.trajectories.precompute import precompute
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 RAY_TARGET, TWO_TARGET = 0.95, 0.9
 STAGE = 16

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipelines.config.presets import PAPER_UNET, SMALL_UNET
 from pipelines.reporting import Report, Row, show
-from reddit_core.unet import UNet, UNetConfig
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Call = Callable[[], object]

@@ -21,8 +21,8 @@ from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_unet, save_unet
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 SEGMENT = SegmentConfig(crop=32, crops=4)

@@ -18,8 +18,8 @@ from pipelines.training.loop import Loop, Worker
 from pipelines.training.objective import Batch
 from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import save_unet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 BATCH_SIZE, SIDE = 4, 32

@@ -26,8 +26,8 @@ from pipelines.enhancement.enhance import enhance, plan_enhance
 from pipelines.enhancement.enhancer import Enhancer, Work
 from pipelines.enhancement.photo_files import read_photograph
 from pipelines.weights import load_unet, save_unet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance as enhance_untiled
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -26,7 +26,7 @@ from pipelines.evaluation.results import Results, bootstrap, find_cases
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest
 from pipelines.weights import save_unet
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.weights import UNetFile
 
 NUM_PAIRS = 4

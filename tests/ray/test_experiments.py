@@ -15,8 +15,8 @@ from pipelines.pairs.ingest import ingest
 from pipelines.shards import read_manifest, write_manifest
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from pipelines.pairs.ingest import ingest
 from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
 from pipelines.weights import load_unet
-from reddit_core.unet import UNetConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 from tests.ray.processes import started
 
 pytestmark = pytest.mark.slow

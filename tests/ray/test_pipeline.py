@@ -27,7 +27,7 @@ from pipelines.trajectories.precompute import plan_precompute, precompute
 from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import load_hashed_unet, load_unet
 from reddit_core.degrade import DegradeConfig, degrade
-from reddit_core.unet import UNetConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 
 ROOT = Path(__file__).parents[2]
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)

@@ -14,8 +14,8 @@ from pipelines.config.parts import ComputeConfig, SegmentConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import plan_precompute, precompute
 from pipelines.weights import save_unet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile
 
 

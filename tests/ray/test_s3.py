@@ -19,8 +19,8 @@ from pipelines.training.distillation import distill
 from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_unet, save_unet
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("ray_cluster")]

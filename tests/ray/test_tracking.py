@@ -24,8 +24,8 @@ from pipelines.tracking.mlflow_backend.client import reaching
 from pipelines.tracking.outbox import RefusedError, UnavailableError
 from pipelines.tracking.spill import Point
 from pipelines.training import runs as runs_module
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance
-from reddit_core.unet import UNet
 from reddit_core.weights import UNetFile, encode_unet
 
 

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
 from pipelines.training import runs, teacher
-from reddit_core.unet import UNetConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 
 STEPS = {"fixed": 200, "elastic": 1500}
 

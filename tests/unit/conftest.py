@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from reddit_core.unet import ResBlock, UNet
+from reddit_core.networks.sr3_unet import ResBlock, UNet
 
 # The same examples in every run, however slow the machine is.
 settings.register_profile("house", deadline=None, derandomize=True, database=None)

@@ -12,8 +12,8 @@ from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.caches import find_cache
 from pipelines.trajectories.crops import check_crop
 from pipelines.trajectories.records import record_spec
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 SEGMENT = SegmentConfig(crop=16, crops=2)

@@ -17,7 +17,7 @@ from pipelines.config.parts import (
 )
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from reddit_core.losses import LossWeights
-from reddit_core.unet import UNetConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 
 
 def ingest(**settings: object) -> IngestConfig:

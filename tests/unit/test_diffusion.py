@@ -16,7 +16,7 @@ from reddit_core.diffusion import (
     v_from,
     x_0_from_eps,
 )
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 
 # Below 0.05 an image could not be told from noise; above 0.999 eps could not be told from rounding.
 noisy_levels = st.floats(0.05, 0.999)

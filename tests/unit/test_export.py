@@ -15,9 +15,9 @@ from pipelines.enhancement import exporting
 from pipelines.enhancement.exporting import export, onnx_session, plan_export, run_onnx
 from pipelines.model_card import HEADING
 from pipelines.weights import save_unet
+from reddit_core.networks.sr3_unet import Prediction, UNet, UNetConfig
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import Prediction, UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 

@@ -21,7 +21,7 @@ from pipelines.evaluation.results import Results, find_cases, interval, interval
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest, ShardEntry
 from pipelines.weights import save_unet
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.weights import UNetFile
 
 SECRET = "hush-4711"

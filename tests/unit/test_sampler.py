@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reddit_core.diffusion import add_noise, eps_from_x_0, v_from
+from reddit_core.networks.sr3_unet import Prediction, UNet, UNetConfig
 from reddit_core.sampler import ddim_sample, enhance, pad_to_multiple, seeded_noise
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import Prediction, UNet, UNetConfig
 
 SCHEDULE = NoiseSchedule()
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reddit_core import tiles
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
 from reddit_core.tiles import blend_weights, enhance_pixels, plan_spans, plan_tiles, sample_boxes, spread
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import decode_unet
 
 SCHEDULE = NoiseSchedule()

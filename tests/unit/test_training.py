@@ -28,8 +28,8 @@ from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
 from pipelines.training.validation import mean_of
 from pipelines.weights import load_unet, save_unet
+from reddit_core.networks.sr3_unet import UNet, UNetConfig, use_channels_last
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig, use_channels_last
 from reddit_core.weights import UNetFile
 
 BATCH_SIZE = 8

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reddit_core.diffusion import Estimate, add_noise, ddim_step, eps_from_x_0, per_image, predict, solve_x_target
+from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import LevelDraw, NoiseSchedule
 from reddit_core.trajectory import (
     Levels,
@@ -18,7 +19,6 @@ from reddit_core.trajectory import (
     teacher_segment,
     unrefined_x_target,
 )
-from reddit_core.unet import UNet
 
 SCHEDULE = NoiseSchedule()
 BATCH = 5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reddit_core.unet import GroupNorm, SelfAttention, UNet, UNetConfig
+from reddit_core.networks.sr3_unet import GroupNorm, SelfAttention, UNet, UNetConfig
 
 TINY = {"base_channels": 8, "norm_groups": 4, "num_res_blocks": 1}
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile, decode_unet, encode_unet, read_metadata
 
 State = dict[str, Tensor]

@@ -15,7 +15,7 @@ from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_unet
 from reddit_core.degrade import DegradeConfig, degrade
-from reddit_core.unet import UNet, UNetConfig
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.weights import UNetFile
 
 SEGMENT = SegmentConfig(crop=16, crops=4)

@@ -27,7 +27,7 @@ from pipelines.config.parts import ComputeConfig, TrackingConfig
 from pipelines.search import tune as search
 from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
-from reddit_core.unet import UNet
+from reddit_core.networks.sr3_unet import UNet
 from tests.ray.processes import started
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,1 @@
+"""The networks that a teacher or student can be."""
