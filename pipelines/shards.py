@@ -34,6 +34,9 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 
+# What a teacher adds to a record (`teachers.target_columns`): the student's targets at any refinement weight follow.
+TARGET_COLUMNS = ("x_u", "x_target_0")
+
 
 def trajectory_schema(crop: int) -> pa.Schema:
     """The columns of a trajectory shard of `crop` x `crop` pixels; images are [H, W, 3] uint8, tensors [3, H, W]."""
@@ -52,8 +55,7 @@ def trajectory_schema(crop: int) -> pa.Schema:
             ("levels", pa.list_(pa.float64(), 3)),
             ("low", image),
             ("normal", image),
-            ("x_u", tensor),
-            ("x_target_0", tensor),
+            *((name, tensor) for name in TARGET_COLUMNS),
         ]
     )
 

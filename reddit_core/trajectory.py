@@ -52,15 +52,22 @@ class Targets(NamedTuple):
     eps: Float64[Tensor, "b 3 h w"]
 
 
-def draw_nodes(batch: int, num_nodes: int, generator: torch.Generator | None) -> Int[Tensor, "b 3"]:
-    """Uniformly drawn segments (t, u, s) of the N-step grid, s even.
+def student_steps(teacher_steps: int) -> int:
+    """Steps of the student that makes two steps of its teacher in one.
 
     Raises:
-        ValueError: if the grid has an odd number of steps or fewer than two.
+        ValueError: if the teacher's grid has an odd number of steps or fewer than two.
     """
-    if num_nodes < 2 or num_nodes % 2:
-        raise ValueError(f"a teacher grid of {num_nodes} steps cannot be halved; it must be even, such as 16, 8, 4, 2")
-    s = 2 * torch.randint(num_nodes // 2, (batch,), generator=generator)
+    if teacher_steps < 2 or teacher_steps % 2:
+        raise ValueError(
+            f"a teacher grid of {teacher_steps} steps cannot be halved; it must be even, such as 16, 8, 4, 2"
+        )
+    return teacher_steps // 2
+
+
+def draw_nodes(batch: int, num_nodes: int, generator: torch.Generator | None) -> Int[Tensor, "b 3"]:
+    """Uniformly drawn segments (t, u, s) of the N-step grid, s even; one for each step of the student."""
+    s = 2 * torch.randint(student_steps(num_nodes), (batch,), generator=generator)
     return torch.stack([s + 2, s + 1, s], dim=1)
 
 

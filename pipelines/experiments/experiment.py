@@ -25,6 +25,7 @@ from pipelines.pairs.ingest import ingest
 from pipelines.reporting import Report, Row
 from pipelines.shards import shards_hash
 from pipelines.training.distillation import distill, plan_distill, student_name
+from reddit_core.trajectory import student_steps
 
 PLOT = "plot.png"
 
@@ -34,13 +35,17 @@ class Student:
     """A student that an experiment needs: how it is called in the report, and the run that makes it."""
 
     name: str
-    stage: int
+    teacher_steps: int
     run: DistillConfig
+
+    @property
+    def steps(self) -> int:
+        return student_steps(self.teacher_steps)
 
     @property
     def method(self) -> str:
         """As `evaluate --weights` takes it."""
-        return f"{self.name}:{self.stage // 2}={storage.join(self.run.output, student_name(self.stage))}"
+        return f"{self.name}:{self.steps}={storage.join(self.run.output, student_name(self.teacher_steps))}"
 
 
 def students_of(config: ExperimentConfig) -> list[Student]:
@@ -61,7 +66,7 @@ def students_of(config: ExperimentConfig) -> list[Student]:
 def methods_of(config: ExperimentConfig) -> tuple[str, ...]:
     """Every student, and the teacher at twice and at as many steps as each."""
     stages = config.distill.stages
-    steps = sorted({*stages, *(stage // 2 for stage in stages)}, reverse=True)
+    steps = sorted({*stages, *map(student_steps, stages)}, reverse=True)
     teachers = [f"teacher:{count}={config.distill.teacher}" for count in steps]
     return (*teachers, *(student.method for student in students_of(config)))
 
@@ -182,7 +187,7 @@ def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
 def plan_experiment(config: ExperimentConfig) -> Report:
     """What would be distilled and judged."""
     check(config)
-    rows: list[Row] = [{"student": student.name, "steps": student.stage // 2} for student in students_of(config)]
+    rows: list[Row] = [{"student": student.name, "steps": student.steps} for student in students_of(config)]
     facts: Row = {"judged on": "validation"}
     if config.experiment == "darkness":
         facts = {"judged on stops": list(config.stops), "and electrons": list(config.full_wells)}

@@ -72,7 +72,7 @@ def run_trial(values: Values, *, sweep: Sweep, parent: RunHandle) -> None:
         return
     stream = distillation.make_stream(config)
     settings = runs.record_config(config.output, config, stream)
-    loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent), settings)
+    loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent), stream.teacher_sha256, settings)
     trainer = runs.make_trainer(loop, stream, config.output, [ReportObjective(sweep)])
     trainer.fit()  # a run that diverged has reported what it reached, which is its result here
 

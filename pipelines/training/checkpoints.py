@@ -24,7 +24,8 @@ from reddit_core.networks.sr3_unet import UNet
 
 STATE_FILE = "state.safetensors"
 STEP_PREFIX = "step-"
-FACTS = ("stage", "step", "skipped", "best", "validated")
+# Names in the file of the fields of `TrainState` that are no tensors.
+FACTS = {"stage": "stage_index", "step": "step", "skipped": "skipped", "best": "best", "validated": "validated"}
 
 
 def ema_update(decay: float) -> Any:
@@ -43,13 +44,13 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-        stage, step: where the run is; `step` counts within the stage.
+        stage_index, step: where the run is; `step` counts within the stage.
         skipped: steps that were not finite.
         best: the stage's best validation so far.
         validated: its last one: `metrics`, the global `step`, and `timestamp_ms`; empty before the first.
     """
 
-    stage: int
+    stage_index: int
     step: int
     skipped: int
     unet: UNet
@@ -59,7 +60,7 @@ class TrainState:
     validated: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, stage: int, unet: UNet, optim: OptimConfig) -> "TrainState":
+    def begin(cls, stage_index: int, unet: UNet, optim: OptimConfig) -> "TrainState":
         unet.train().requires_grad_(True)
         ema = AveragedModel(unet, multi_avg_fn=ema_update(optim.ema_decay), use_buffers=False)
         ema.eval().requires_grad_(False)
@@ -67,7 +68,7 @@ class TrainState:
         optimizer = torch.optim.AdamW(
             unet.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=fused
         )
-        return cls(stage=stage, step=0, skipped=0, unet=unet, ema=ema, optimizer=optimizer)
+        return cls(stage_index=stage_index, step=0, skipped=0, unet=unet, ema=ema, optimizer=optimizer)
 
     @property
     def ema_unet(self) -> UNet:
@@ -97,7 +98,7 @@ class TrainState:
         self.ema.n_averaged += 1
 
     def global_step(self, optim: OptimConfig) -> int:
-        return self.stage * optim.steps + self.step
+        return self.stage_index * optim.steps + self.step
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def save(state: TrainState, optim: OptimConfig, settings: Mapping[str, Any]) -> 
     for name, parameter in state.unet.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer/{name}/{key}"] = value
-    facts = {name: getattr(state, name) for name in FACTS} | {"averaged": int(state.ema.n_averaged)}
+    facts = {name: getattr(state, attribute) for name, attribute in FACTS.items()}
+    facts["averaged"] = int(state.ema.n_averaged)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     data = encode(contiguous, {"state": json.dumps(facts), "settings": json.dumps(settings)})
     folder = tempfile.mkdtemp(prefix="reddit-checkpoint-")
@@ -155,9 +157,8 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
     with checkpoint.as_directory() as folder, safe_open(Path(folder) / STATE_FILE, "pt") as file:
         metadata = file.metadata()
         facts = json.loads(metadata["state"])
-        if "settings" in metadata:  # which checkpoints of before 2026-11-26 lack
-            found = json.loads(metadata["settings"])
-            shards.refuse_mismatch(found, settings, f"the checkpoint {checkpoint.path}")
+        found = json.loads(metadata["settings"])
+        shards.refuse_mismatch(found, settings, f"the checkpoint {checkpoint.path}")
         parts: dict[str, dict[str, Tensor]] = {"unet": {}, "ema": {}, "optimizer": {}}
         names: list[str] = file.keys()
         for key in names:
@@ -173,8 +174,8 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
         state.optimizer.state[parameter] = {
             key: placed(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
         }
-    for name in FACTS:
-        setattr(state, name, facts.get(name, getattr(state, name)))
+    for name, attribute in FACTS.items():
+        setattr(state, attribute, facts[name])
 
 
 def placed(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:

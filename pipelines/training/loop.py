@@ -24,10 +24,11 @@ from pipelines.tracking import RunHandle, RunWriter
 from pipelines.tracking.writer import now_ms
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
-from pipelines.training.objective import Batch, Network, Objective
+from pipelines.training.objective import Network, Objective, StageContext, StepContext
 from pipelines.training.precision import autocast, compiled, told_if_not_compiled
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
+from pipelines.trajectories.crops import Batch
 
 # The validation metric by which the best weights of a stage are kept.
 BEST_METRIC = "psnr"
@@ -112,17 +113,17 @@ class Worker:
             self.go_on(checkpoint)
         for batch in self.batches(step):
             if self.state.step == steps:
-                self.begin_stage(self.state.stage + 1)
+                self.begin_stage(self.state.stage_index + 1)
             self.step(batch)
             self.after_step()
             if self.stopped:
                 break
         return self.stopped
 
-    def begin_stage(self, stage: int) -> None:
+    def begin_stage(self, stage_index: int) -> None:
         torch.manual_seed(self.loop.optim.seed)
-        unet = self.loop.objective.begin(stage, self.device)
-        self.state = TrainState.begin(stage, unet, self.loop.optim)
+        unet = self.loop.objective.begin(StageContext(stage_index=stage_index, device=self.device))
+        self.state = TrainState.begin(stage_index, unet, self.loop.optim)
         network = compiled(unet, self.device) if self.loop.optim.compile else unet
         self.parallel = DistributedDataParallel(network) if self.world_size > 1 else None
         if self.parallel:
@@ -167,11 +168,11 @@ class Worker:
     def step(self, batch: Batch) -> None:
         """One optimizer step; a non-finite loss or gradient leaves everything as it was and is counted."""
         state, optim = self.state, self.loop.optim
-        generator = torch.Generator(self.device).manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank))
-        torch.manual_seed(step_seed(optim.seed, state.stage, state.step, self.rank) + 1)
+        context = self.step_context()
+        torch.manual_seed(step_seed(optim.seed, state.stage_index, state.step, self.rank) + 1)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(optim, state.step)
-        terms = self.accumulate_gradients(batch, generator)
+        terms = self.accumulate_gradients(batch, context)
         norm = torch.nn.utils.clip_grad_norm_(state.parameters, optim.grad_clip)
         self.is_finite = bool(torch.isfinite(norm))
         if self.is_finite:
@@ -181,9 +182,23 @@ class Worker:
             state.skipped += 1
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        self.progress.stepped(self.loop.objective.stages[state.stage], state.global_step(optim), terms, norm)
+        self.progress.stepped(self.loop.objective.stages[state.stage_index], state.global_step(optim), terms, norm)
 
-    def accumulate_gradients(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step_context(self) -> StepContext:
+        """The context of the step that comes next."""
+        state, seed = self.state, self.loop.optim.seed
+        generator = torch.Generator(self.device)
+        generator.manual_seed(step_seed(seed, state.stage_index, state.step, self.rank))
+        return StepContext(
+            stage_index=state.stage_index,
+            device=self.device,
+            step=state.step,
+            global_step=state.global_step(self.loop.optim),
+            averaged=state.ema_unet,
+            generator=generator,
+        )
+
+    def accumulate_gradients(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Backward over the micro-batches; returns the mean of each term over this worker's share.
 
         A row's loss counts as one batch-th, whoever has it; DDP's mean over the workers is undone.
@@ -202,7 +217,7 @@ class Worker:
                 if self.parallel and part < parts - 1:
                     stack.enter_context(self.parallel.no_sync())
                 network = autocast(self.network, self.device, enabled=self.loop.optim.precision == "bf16")
-                terms = self.loop.objective.terms(network, micro, generator, self.device)
+                terms = self.loop.objective.terms(network, micro, context)
                 count = counts[part * size : (part + 1) * size]
                 torch.autograd.backward((terms["loss"] * count).sum() * scale)
             for name, values in terms.items():
@@ -223,7 +238,7 @@ class Worker:
         if validates and self.rank == 0:
             self.validate()
         if ended and self.rank == 0:
-            self.loop.objective.save(state.stage, state.ema_unet, self.metrics)
+            self.loop.objective.save(state.stage_index, state.ema_unet, self.metrics)
         # Weights after which nothing is finite are no state to go on from; those before are kept.
         due = (state.step % every.every == 0 or self.preempted()) and self.is_finite
         if due or ended:
@@ -240,19 +255,19 @@ class Worker:
 
     def validate(self) -> None:
         state = self.state
-        metrics, grid = self.loop.objective.validate(state.stage, state.ema_unet)
+        metrics, grid = self.loop.objective.validate(state.stage_index, state.ema_unet)
         step = state.global_step(self.loop.optim)
         state.validated = {"metrics": metrics, "step": step, "timestamp_ms": now_ms()}
         self.tell_validation()
         if self.metrics and self.metrics[BEST_METRIC] > state.best:
             state.best = self.metrics[BEST_METRIC]
-            self.loop.objective.save(state.stage, state.ema_unet, self.metrics, best=True)
+            self.loop.objective.save(state.stage_index, state.ema_unet, self.metrics, best=True)
         if self.writer:
             if grid is not None:
-                self.writer.image(f"validation/{self.loop.objective.stages[state.stage]}", grid, step)
+                self.writer.image(f"validation/{self.loop.objective.stages[state.stage_index]}", grid, step)
             self.writer.secure()  # a sweep may stop this trial for what it is about to report
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        print(f"{self.loop.objective.stages[state.stage]} step {state.step}: validation {figures}", flush=True)
+        print(f"{self.loop.objective.stages[state.stage_index]} step {state.step}: validation {figures}", flush=True)
 
     def tell_validation(self) -> None:
         """Also after a restart: a killed worker may not have sent what its checkpoint knows. Sent twice, it is one."""
@@ -264,7 +279,7 @@ class Worker:
 
     def report(self, checkpoint: checkpoints.SavedState | None) -> None:
         step = self.state.global_step(self.loop.optim)
-        checkpoints.report({**self.metrics, "stage": self.state.stage, "step": step}, checkpoint)
+        checkpoints.report({**self.metrics, "stage": self.state.stage_index, "step": step}, checkpoint)
 
 
 def step_seed(seed: int, stage: int, step: int, rank: int) -> int:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipelines.training.order import Order
+from pipelines.trajectories.crops import Batch
 
-Batch = dict[str, NDArray[Any]]
 Loader = Callable[[NDArray[np.int64]], Batch]
 """Loads the records given as (shard, row, epoch), [n, 3], in that order."""
 
@@ -76,6 +76,7 @@ class Stream:
         row_bytes: about how much a loaded row takes.
         span_steps: steps that one task loads at least.
         beside: actors that add to what was loaded, if any.
+        teacher_sha256: of the weights that make the targets; empty where records have none.
     """
 
     stages: Sequence[Stage]
@@ -85,6 +86,7 @@ class Stream:
     accumulate: int = 1
     span_steps: int = 8
     beside: Beside | None = None
+    teacher_sha256: str = ""
 
     @property
     def num_steps(self) -> int:

@@ -19,11 +19,11 @@ from pipelines.shards import shards_hash
 from pipelines.tracking import RunHandle
 from pipelines.training import runs
 from pipelines.training.loop import Loop, check_workers
-from pipelines.training.objective import Batch, Network
+from pipelines.training.objective import Network, StageContext, StepContext
 from pipelines.training.order import Order
 from pipelines.training.stream import Stage, Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.crops import RecordShard, load_crops, seed_of, to_images
+from pipelines.trajectories.crops import Batch, RecordShard, load_crops, seed_of, to_images
 from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
@@ -47,25 +47,24 @@ class TeacherObjective:
     def stages(self) -> tuple[str, ...]:
         return ("teacher",)
 
-    def begin(self, stage: int, device: torch.device) -> UNet:
+    def begin(self, context: StageContext) -> UNet:
         unet = UNet(self.config.unet)
         if self.config.init:
             unet.load_state_dict(load_unet(self.config.init).unet.state_dict())
-        return unet.to(device)
+        return unet.to(context.device)
 
-    def terms(
-        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
-    ) -> dict[str, Tensor]:
+    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        device, generator = context.device, context.generator
         low, normal = to_images(batch["low"], device), to_images(batch["normal"], device)
         level = draw_training_levels(self.config.schedule, len(low), generator)
         eps = torch.randn(normal.shape, generator=generator, device=device)
         output = network(add_noise(normal, eps, level), low, level)
         return {"loss": teacher_loss(output, normal, eps, level, self.config.unet.prediction)}
 
-    def validate(self, stage: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+    def validate(self, stage_index: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         return self.validation.judge(unet, self.config.schedule, self.config.validation_steps)
 
-    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
         facts = {
             "role": "teacher",
             "pairs_key": shards.read_manifest(self.config.pairs, "pairs").key,

@@ -3,7 +3,7 @@
 `TeacherActor` runs over whole shards for `precompute`; `StreamingTeacher` beside the trainers, without a cache.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, TypeVar
@@ -12,17 +12,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines import shards
 from pipelines.cluster import steady_threads, torch_threads
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.config.parts import Precision
+from pipelines.shards import TARGET_COLUMNS
 from pipelines.trajectories.crops import Batch, to_images
 from pipelines.trajectories.records import columns_of, levels_of, with_noise
 from pipelines.weights import load_for_inference
 from reddit_core.diffusion import Estimate, predict
 from reddit_core.networks.sr3_unet import UNet
-from reddit_core.trajectory import Segment, teacher_segment, unrefined_x_target
+from reddit_core.trajectory import Levels, Segment, teacher_segment, unrefined_x_target
 
 # Shards that an actor has in hand at a time.
 CALLS = 2
@@ -30,10 +32,13 @@ CALLS = 2
 Item = TypeVar("Item")
 
 
-def teacher_targets(
-    unet: UNet, records: Mapping[str, NDArray[Any]], precision: Precision
-) -> tuple[Segment, torch.Tensor]:
-    """The teacher's segment of a batch of records and its `x_target(0)`, float64 on the network's device.
+def target_columns(segment: Segment, levels: Levels) -> dict[str, Tensor]:
+    """A teacher's segments as the `TARGET_COLUMNS` of their records, each float64 [n, 3, h, w]."""
+    return dict(zip(TARGET_COLUMNS, (segment.x_u, unrefined_x_target(segment, levels)), strict=True))
+
+
+def teacher_targets(unet: UNet, records: Mapping[str, NDArray[Any]], precision: Precision) -> dict[str, Tensor]:
+    """The `TARGET_COLUMNS` of a batch of records, float64 on the network's device.
 
     This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike; `records` have their
     noise (`with_noise`).
@@ -43,13 +48,12 @@ def teacher_targets(
     eps = torch.tensor(records["eps"], device=device)
     levels = levels_of(records, device)
 
-    def denoise(low: torch.Tensor, z: torch.Tensor, level: torch.Tensor) -> Estimate:
+    def denoise(low: Tensor, z: Tensor, level: Tensor) -> Estimate:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return predict(unet, low, z, level)
 
     with torch.inference_mode():
-        segment = teacher_segment(denoise, low, normal, eps, levels)
-        return segment, unrefined_x_target(segment, levels)
+        return target_columns(teacher_segment(denoise, low, normal, eps, levels), levels)
 
 
 class TeacherActor:
@@ -74,22 +78,21 @@ class TeacherActor:
         batches = (columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size))
         noisy = one_ahead(with_noise, batches)
         noisy = chain([next(noisy)], noisy)  # the first noise is drawn while another shard is before the teacher
-        x_u, x_target_0 = (np.concatenate(parts) for parts in zip(*self.evaluate(noisy), strict=True))
-        table = table.append_column("x_u", shards.tensor_column(x_u))
-        table = table.append_column("x_target_0", shards.tensor_column(x_target_0))
+        for name, values in concatenated(self.evaluate(noisy)).items():
+            table = table.append_column(name, shards.tensor_column(values))
         return table.cast(shards.trajectory_schema(self.config.segment.crop))
 
-    def evaluate(self, batches: Iterable[Batch]) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
-        """The targets of each batch, in the teacher's own thread, which takes one shard at a time."""
-        return self.teacher.submit(lambda: [self.targets_of(records) for records in batches]).result()
+    def evaluate(self, batches: Iterable[Batch]) -> list[Batch]:
+        """The `TARGET_COLUMNS` of each batch, float16, in the teacher's own thread, which takes one shard at a time."""
+        return self.teacher.submit(lambda: [self.evaluate_batch(records) for records in batches]).result()
 
-    def targets_of(self, records: Batch) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        segment, x_target_0 = teacher_targets(self.unet, records, self.config.precision)
-        return segment.x_u.half().cpu().numpy(), x_target_0.half().cpu().numpy()
+    def evaluate_batch(self, records: Batch) -> Batch:
+        targets = teacher_targets(self.unet, records, self.config.precision)
+        return {name: values.half().cpu().numpy() for name, values in targets.items()}
 
 
 class StreamingTeacher:
-    """Adds `x_u` and `x_target_0`, float32, to the records of `OnlineRecords`, `rows` at a time."""
+    """Adds `TARGET_COLUMNS`, float32, to the records of `OnlineRecords`, `rows` at a time."""
 
     def __init__(self, config: DistillConfig, rows: int, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
@@ -97,13 +100,17 @@ class StreamingTeacher:
         self.unet = load_for_inference(config.teacher, config.norm_groups, device, self.precision).unet
 
     def __call__(self, batch: Batch) -> Batch:
-        targets: dict[str, list[NDArray[np.float32]]] = {"x_u": [], "x_target_0": []}
+        parts = []
         for start in range(0, len(batch["seed"]), self.rows):
             part = {name: values[start : start + self.rows] for name, values in batch.items()}
-            segment, x_target_0 = teacher_targets(self.unet, part, self.precision)
-            targets["x_u"].append(segment.x_u.float().cpu().numpy())
-            targets["x_target_0"].append(x_target_0.float().cpu().numpy())
-        return {**batch, **{name: np.concatenate(parts) for name, parts in targets.items()}}
+            targets = teacher_targets(self.unet, part, self.precision)
+            parts.append({name: values.float().cpu().numpy() for name, values in targets.items()})
+        return {**batch, **concatenated(parts)}
+
+
+def concatenated(parts: Sequence[Batch]) -> Batch:
+    """Batches of the same columns, one after the other, as one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def one_ahead(function: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:

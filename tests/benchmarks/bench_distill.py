@@ -133,7 +133,7 @@ def our_worker(settings: Settings, size: Size, device: torch.device) -> Worker:
             tracking=TrackingConfig(enabled=False),
         )
         loop = Loop(
-            objective=DistillObjective(config, None),
+            objective=DistillObjective(config, None, ""),
             optim=optim,
             checkpoint=CheckpointConfig(),
             compute=ComputeConfig(),

@@ -26,6 +26,7 @@ from pipelines.pairs.ingest import ingest
 from pipelines.search.tune import tune
 from pipelines.tracking import OFF
 from pipelines.training import distillation
+from pipelines.training.objective import StageContext, StepContext
 from pipelines.training.precision import autocast
 from pipelines.trajectories.precompute import precompute
 from pipelines.trajectories.teachers import teacher_targets
@@ -67,16 +68,20 @@ def clock_of(call: Callable[[], object]) -> float:
 
 def make_step(config: DistillConfig) -> Callable[[int], None]:
     """One optimizer step of a trial without Ray: the numbered batch is loaded, and the student is moved."""
-    device, generator = torch.device("cpu"), torch.Generator()
-    objective = distillation.make_loop(config, OFF).objective
-    student = objective.begin(0, device).train()
+    device = torch.device("cpu")
+    objective = distillation.make_loop(config, OFF, "").objective
+    student = objective.begin(StageContext(stage_index=0, device=device)).train()
     network = autocast(student, device, enabled=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.optim.learning_rate)
     stage, size = distillation.make_stream(config).stages[0], config.optim.batch_size
+    generator = torch.Generator()
 
     def step(number: int) -> None:
         batch = stage.load(stage.order.records(number * size, (number + 1) * size))
-        objective.terms(network, batch, generator, device)["loss"].mean().backward()
+        context = StepContext(
+            stage_index=0, device=device, step=number, global_step=number, averaged=student, generator=generator
+        )
+        objective.terms(network, batch, context)["loss"].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

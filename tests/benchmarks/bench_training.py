@@ -40,7 +40,8 @@ from pipelines.tracking.run import OFF
 from pipelines.training import runs
 from pipelines.training.distillation import DistillObjective, make_loop, make_stream
 from pipelines.training.loop import Worker
-from pipelines.training.objective import Batch, Network
+from pipelines.training.objective import Network, StepContext
+from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.precompute import precompute
 from reddit_core.networks.sr3_unet import UNet
 
@@ -75,14 +76,12 @@ class TimedObjective(DistillObjective):
 
     stamps: list[tuple[float, float]] = field(default_factory=list)
 
-    def terms(
-        self, network: Network, batch: Batch, generator: torch.Generator, device: torch.device
-    ) -> dict[str, torch.Tensor]:
+    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, torch.Tensor]:
         self.stamps.append((time.perf_counter(), time.process_time()))
-        return super().terms(network, batch, generator, device)
+        return super().terms(network, batch, context)
 
-    def save(self, stage: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
-        super().save(stage, unet, metrics, best=best)
+    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+        super().save(stage_index, unet, metrics, best=best)
         storage.write_bytes(storage.join(self.config.output, "stamps.json"), json.dumps(self.stamps).encode())
 
 
@@ -97,8 +96,8 @@ def cost_per_step(stamps: list[tuple[float, float]]) -> Cost:
 def bare_loop(config: DistillConfig, device: str, batches: list[dict[str, NDArray[np.generic]]]) -> Cost:
     """Steps over batches in memory, until there were as many as `distill` makes."""
     torch.set_num_threads(config.compute.threads)
-    objective = TimedObjective(config, None)
-    worker = Worker(replace(make_loop(config, OFF), objective=objective), 0, 1, torch.device(device), None)
+    objective = TimedObjective(config, None, "")
+    worker = Worker(replace(make_loop(config, OFF, ""), objective=objective), 0, 1, torch.device(device), None)
     worker.begin_stage(0)
     for step in range(config.optim.steps):
         worker.step(batches[step % len(batches)])
@@ -108,7 +107,7 @@ def bare_loop(config: DistillConfig, device: str, batches: list[dict[str, NDArra
 def through_ray(config: DistillConfig, output: str) -> Cost:
     """What `distill` does between its checks and its report, with steps that are timed on the first worker."""
     config = replace(config, output=output)
-    loop = replace(make_loop(config, OFF), objective=TimedObjective(config, None))
+    loop = replace(make_loop(config, OFF, ""), objective=TimedObjective(config, None, ""))
     runs.fit(runs.make_trainer(loop, make_stream(config), output))
     return cost_per_step(json.loads(storage.read_bytes(storage.join(output, "stamps.json"))))
 

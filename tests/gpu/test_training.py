@@ -10,12 +10,13 @@ from ray.train import Checkpoint
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
+from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking.run import OFF
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
-from pipelines.training.objective import Batch
+from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import save_unet
 from reddit_core.networks.sr3_unet import UNet
@@ -35,7 +36,7 @@ def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
         cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
     )
     return Loop(
-        objective=DistillObjective(config, None),
+        objective=DistillObjective(config, None, ""),
         optim=optim,
         checkpoint=CheckpointConfig(),
         compute=ComputeConfig(),
@@ -47,7 +48,7 @@ def records(*, targets: bool) -> Batch:
     """Records of random images, with or without the teacher's targets; the same at every call."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (BATCH_SIZE, SIDE, SIDE, 3), dtype=np.uint8)
-    names = ("eps", "x_u", "x_target_0") if targets else ("eps",)
+    names = ("eps", *TARGET_COLUMNS) if targets else ("eps",)
     floats = {name: rng.standard_normal((BATCH_SIZE, 3, SIDE, SIDE)).astype(np.float32) for name in names}
     levels = np.sort(rng.uniform(0.1, 0.99, (BATCH_SIZE, 3)))
     seeds = np.arange(BATCH_SIZE, dtype=np.uint64)
@@ -79,7 +80,7 @@ def test_bf16_steps_learn_and_leave_float32_weights(loop: Loop, device: torch.de
 
 def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None:
     config = replace(loop.objective.config, trajectories="online", pairs=".")
-    worker = begin(replace(loop, objective=DistillObjective(config, None)), device)
+    worker = begin(replace(loop, objective=DistillObjective(config, None, "")), device)
     before = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
     worker.step({**records(targets=False), "position": np.arange(BATCH_SIZE)})
     assert worker.state.skipped == 0
@@ -89,11 +90,9 @@ def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_records_of_one_device_are_the_same_bit_for_bit(loop: Loop, device: torch.device, precision: Precision) -> None:
     unet = begin(loop, device).state.unet.eval()
-    (first, first_target), (again, again_target) = (
-        teacher_targets(unet, records(targets=False), precision) for _ in range(2)
-    )
-    assert torch.equal(first.x_u, again.x_u)
-    assert torch.equal(first_target, again_target)
+    first, again = (teacher_targets(unet, records(targets=False), precision) for _ in range(2))
+    assert set(first) == set(TARGET_COLUMNS)
+    assert all(torch.equal(first[name], again[name]) for name in TARGET_COLUMNS)
 
 
 def same(state: TrainState, other: TrainState) -> bool:

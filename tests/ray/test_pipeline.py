@@ -18,6 +18,7 @@ from pipelines import shards
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
 from pipelines.pairs.ingest import ingest
+from pipelines.shards import TARGET_COLUMNS
 from pipelines.training import distillation
 from pipelines.training.distillation import distill, make_stream
 from pipelines.training.stream import make_dataset
@@ -231,11 +232,8 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
         np.testing.assert_array_equal(streamed[name], online[name])
     parts = [{name: values[start : start + 4] for name, values in online.items()} for start in (0, 4)]
     computed = [teacher_targets(load_unet(made.weights).unet, part, "fp32") for part in parts]
-    targets = {
-        "x_u": np.concatenate([segment.x_u.numpy() for segment, _ in computed]),
-        "x_target_0": np.concatenate([x_target_0.numpy() for _, x_target_0 in computed]),
-    }
-    for name, expected in targets.items():
+    for name in TARGET_COLUMNS:
+        expected = np.concatenate([targets[name].numpy() for targets in computed])
         np.testing.assert_array_equal(streamed[name], expected.astype(np.float32))
         np.testing.assert_allclose(cached[name].astype(np.float64), expected, rtol=2**-11, atol=1e-4)
 

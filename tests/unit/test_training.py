@@ -23,10 +23,11 @@ from pipelines.tracking.writer import BufferedWriter
 from pipelines.training import checkpoints, runs
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
-from pipelines.training.objective import Batch
+from pipelines.training.objective import StageContext
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, positions_of, share_of
 from pipelines.training.validation import mean_of
+from pipelines.trajectories.crops import Batch
 from pipelines.weights import load_unet, save_unet
 from reddit_core.networks.sr3_unet import UNet, UNetConfig, use_channels_last
 from reddit_core.schedule import NoiseSchedule
@@ -49,7 +50,7 @@ def make_loop(teacher: str, accumulate: int) -> Loop:
         cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
     )
     return Loop(
-        objective=DistillObjective(config, None),
+        objective=DistillObjective(config, None, ""),
         optim=optim,
         checkpoint=CheckpointConfig(),
         compute=ComputeConfig(),
@@ -77,7 +78,7 @@ def gradients(loop: Loop, rank: int, world_size: int) -> dict[str, torch.Tensor]
     share = share_of(BATCH_SIZE, loop.optim.accumulate, world_size)
     batch, found = records(positions_of(BATCH_SIZE, share, 0, rank)), []
     for _ in range(2):
-        worker.accumulate_gradients(batch, torch.Generator())
+        worker.accumulate_gradients(batch, worker.step_context())
         parameters = worker.state.unet.named_parameters()
         found.append({name: value.grad.clone() for name, value in parameters if value.grad is not None})
         worker.state.optimizer.zero_grad(set_to_none=True)
@@ -190,7 +191,7 @@ def test_the_best_weights_are_kept_also_after_a_restart(
     monkeypatch.setattr(DistillObjective, "validate", lambda *_: ({"psnr": next(figures)}, None))
 
     def begin() -> Worker:
-        worker = Worker(replace(loop, objective=DistillObjective(config, None)), 0, 1, CPU, None)
+        worker = Worker(replace(loop, objective=DistillObjective(config, None, "")), 0, 1, CPU, None)
         worker.begin_stage(0)
         return worker
 
@@ -237,7 +238,9 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
 ) -> None:
     """The killed one may have got no further than its checkpoint."""
     monkeypatch.setattr(DistillObjective, "validate", lambda *_: ({"psnr": 17.0}, None))
-    loop = replace(loop, objective=DistillObjective(loop.objective.config, None), checkpoint=CheckpointConfig(every=9))  # type: ignore[attr-defined]
+    loop = replace(
+        loop, objective=DistillObjective(loop.objective.config, None, ""), checkpoint=CheckpointConfig(every=9)
+    )  # type: ignore[attr-defined]
     monkeypatch.setattr(DistillObjective, "save", lambda *_, **__: None)
     told = []
     checkpoint = None
@@ -266,8 +269,8 @@ def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_
     save_unet(f"{tmp_path}/student-2.safetensors", first)
     taught_by = {}
     for progressive in (False, True):
-        objective = DistillObjective(replace(base, progressive=progressive), None)
-        student = objective.begin(1, CPU)
+        objective = DistillObjective(replace(base, progressive=progressive), None, "")
+        student = objective.begin(StageContext(stage_index=1, device=CPU))
         assert not differs(student, load_unet(base.teacher).unet.state_dict()), "it starts from the original teacher"
         assert objective.teacher
         taught_by[progressive] = objective.teacher
@@ -353,8 +356,8 @@ def test_a_student_has_no_dropout_whatever_its_teacher_had(tmp_path: Path) -> No
     teacher = UNetFile(unet=UNet(config), schedule=NoiseSchedule(), facts={})
     url = str(tmp_path / "teacher.safetensors")
     save_unet(url, teacher)
-    objective = DistillObjective(DistillConfig(cache="c", teacher=url, output="o"), None)
-    student = objective.begin(0, torch.device("cpu")).train()
+    objective = DistillObjective(DistillConfig(cache="c", teacher=url, output="o"), None, "")
+    student = objective.begin(StageContext(stage_index=0, device=CPU)).train()
     z, level = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
     torch.testing.assert_close(student(z, z, level), teacher.unet.eval()(z, z, level))
     assert student.config == replace(config, dropout=0.0)

@@ -16,6 +16,7 @@ from reddit_core.trajectory import (
     draw_segment_levels,
     refine,
     refined_targets,
+    student_steps,
     teacher_segment,
     unrefined_x_target,
 )
@@ -48,6 +49,13 @@ class Scene:
 
     def segment(self, teacher) -> Segment:
         return teacher_segment(teacher, self.low, self.x_0, self.eps, self.levels)
+
+
+def test_a_student_has_half_its_teachers_steps_and_an_odd_grid_is_rejected() -> None:
+    assert [student_steps(steps) for steps in (16, 8, 4, 2)] == [8, 4, 2, 1]
+    for steps in (0, 1, 5):
+        with pytest.raises(ValueError, match=f"a teacher grid of {steps} steps cannot be halved; it must be even"):
+            student_steps(steps)
 
 
 @given(seeds, grids)

@@ -27,6 +27,7 @@ from pipelines.config.parts import ComputeConfig, TrackingConfig
 from pipelines.search import tune as search
 from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
+from pipelines.training.objective import StageContext, StepContext
 from reddit_core.networks.sr3_unet import UNet
 from tests.ray.processes import started
 
@@ -129,10 +130,11 @@ def test_stopping_early_needs_the_state_api(inputs) -> None:
 def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a trial keeps, and does with a batch from the cache: the student, which starts from its weights, is all."""
     config = inputs.distillation()
-    loop = distillation.make_loop(config, tracking.OFF)
+    loop = distillation.make_loop(config, tracking.OFF, "")
     gc.collect()
     before = [one for one in gc.get_objects() if isinstance(one, UNet)]
-    student = loop.objective.begin(0, torch.device("cpu"))
+    stage_context = StageContext(stage_index=0, device=torch.device("cpu"))
+    student = loop.objective.begin(stage_context)
     gc.collect()
     held = [one for one in gc.get_objects() if isinstance(one, UNet) and all(one is not old for old in before)]
     assert held == [student]
@@ -147,12 +149,15 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(UNet, "forward", watched)
     for trajectories, networks in (("cache", 1), ("online", 3)):
         setting = replace(config, trajectories=trajectories)
-        objective = distillation.make_loop(setting, tracking.OFF).objective
-        student = objective.begin(0, torch.device("cpu"))
+        objective = distillation.make_loop(setting, tracking.OFF, "").objective
+        student = objective.begin(stage_context)
         stage = distillation.make_stream(setting).stages[0]
         batch = stage.load(stage.order.records(0, 4))
         evaluated.clear()
-        terms = objective.terms(student, batch, torch.Generator(), torch.device("cpu"))
+        context = StepContext(
+            **vars(stage_context), step=0, global_step=0, averaged=student, generator=torch.Generator()
+        )
+        terms = objective.terms(student, batch, context)
         assert torch.isfinite(terms["loss"]).all()
         assert (len(evaluated), evaluated.count(student)) == (networks, 1)
 
