@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo demo-from-scratch test test-all lint ui clean
+.PHONY: install demo demo-from-scratch check test test-all lint ui clean
 
 install: $(STAMP)
 
@@ -23,6 +23,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: $(STAMP) lint
+	$(BIN)/python -m pytest tests/unit
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -m 'not gpu and not slow'

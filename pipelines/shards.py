@@ -1,4 +1,4 @@
-"""Shards and manifests: the formats on disk (DESIGN section 4). No Ray here.
+"""Shards and manifests: the formats on disk (docs/design.md, "Formats"). No Ray here.
 
 A dataset is a folder: `manifest.json`, and `shards/NAME.arrow` with a commit record `shards/NAME.json`
 beside each. A shard without its commit record was never finished and is written again.

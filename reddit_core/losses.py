@@ -1,4 +1,4 @@
-"""The distillation loss, term by term and sample by sample (DESIGN section 2, step 6; paper eq. 11 to 13)."""
+"""The distillation loss, term by term and sample by sample (docs/method.md, section 6; paper eq. 11 to 13)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """One distillation segment: two teacher steps t -> u -> s, their refinement, and the student's target.
 
 A segment is three neighbouring nodes t > u > s of the teacher's N-step grid with s even; the student,
-on N/2 steps, goes from t to s at once (DESIGN notation; Salimans and Ho 2022, algorithm 2).
+on N/2 steps, goes from t to s at once (docs/method.md, section 3; Salimans and Ho 2022, algorithm 2).
 """
 
 from collections.abc import Callable

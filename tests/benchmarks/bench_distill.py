@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_distill.py [--device auto|cpu|cuda] [--rounds 7] [--profile]
 
 `cached` and `online` are steps of the product's own worker on the same records, with and without the teacher's targets.
-`released` is the authors' way, written down from the method (DESIGN.md, section 2) in plain PyTorch: same U-Net, batch
+`released` is the authors' way, written down from the method (docs/method.md) in plain PyTorch: same U-Net, batch
 and loss, but float32, one t for the batch, the teacher in the loop, and PyTorch's default settings. At least 1.5 times
 as many steps are wanted from the cache as online (5/3 is all that two of five forwards can give), and 1.7 times as many
 as the released loop makes on a CPU, 6 times on a GPU.

@@ -1,5 +1,7 @@
-"""What the unit tests share: how properties are tested, and what released files hold beside the network."""
+"""What the unit tests share: how properties are tested, released files' extra tensors, and the jobs' parsers."""
 
+import importlib
+import shlex
 from collections.abc import Callable
 
 import pytest
@@ -32,3 +34,16 @@ def unused_tensors() -> Callable[[UNet], dict[str, Tensor]]:
         return tensors
 
     return make
+
+
+@pytest.fixture(scope="session")
+def check_job_command() -> Callable[[str, str], None]:
+    """A function that puts a job's documented flags through the job's own parser."""
+    from jobs.cli import parse, take_sources  # noqa: PLC0415 - imports Ray, which most unit tests run without
+
+    def check(name: str, text: str) -> None:
+        job = importlib.import_module(f"jobs.{name}").JOB
+        sources, flags = take_sources(shlex.split(text.replace("\\\n", " ")))
+        assert isinstance(parse(job, sources, flags), job.config)
+
+    return check

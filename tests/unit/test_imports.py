@@ -1,4 +1,4 @@
-"""Imports only go down, and each seam is in one place (DESIGN sections 3 and 5)."""
+"""Imports only go down, and each seam is in one place (docs/design.md, "Layers")."""
 
 import ast
 import subprocess

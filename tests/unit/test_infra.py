@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,8 @@ import yaml
 from compose_spec import PyCompose
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs import distill, enhance, evaluate, experiments, export, ingest, precompute, train_teacher, tune
-from jobs.cli import parse, take_sources
-
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
-JOBS = {
-    module.JOB.name: module.JOB
-    for module in (distill, enhance, evaluate, experiments, export, ingest, precompute, train_teacher, tune)
-}
 KUBERNETES = "1.34"
 JOB_COMMAND = re.compile(r"python (?:/app/)?jobs/(\w+)\.py((?:\\\n|[^\n`])*)")
 KUBERAY_FIELDS = {
@@ -48,31 +41,9 @@ def groups(cluster: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
 
 
-def check_job_command(name: str, text: str) -> None:
-    """A job's flags, through the job's own parser."""
-    sources, flags = take_sources(shlex.split(text.replace("\\\n", " ")))
-    assert isinstance(parse(JOBS[name], sources, flags), JOBS[name].config)
-
-
-def documented_commands() -> Iterator[tuple[str, str]]:
-    """(job, flags) of every whole command in the documents; those with dots only show a shape."""
-    for path in (ROOT / "README.md", INFRA / "README.md"):
-        for block in re.findall(r"```\w*\n(.*?)```", path.read_text(), re.DOTALL):
-            for job, flags in JOB_COMMAND.findall(block):
-                if "..." not in flags and job in JOBS:
-                    yield job, re.sub(r"\s#.*", "", flags)
-
-
-@pytest.mark.parametrize(("job", "flags"), list(documented_commands()))
-def test_the_documented_commands_are_understood(job: str, flags: str) -> None:
-    check_job_command(job, flags)
-
-
-def test_there_are_documented_commands() -> None:
-    assert {job for job, _ in documented_commands()} >= {"ingest", "train_teacher", "precompute", "distill", "enhance"}
-
-
-def test_the_job_on_kubernetes_is_understood_and_finds_its_cluster() -> None:
+def test_the_job_on_kubernetes_is_understood_and_finds_its_cluster(
+    check_job_command: Callable[[str, str], None],
+) -> None:
     job, cluster = read("kuberay/rayjob.yaml"), read("kuberay/raycluster.yaml")
     (command,) = JOB_COMMAND.findall(job["spec"]["entrypoint"])
     check_job_command(*command)
