@@ -1,4 +1,4 @@
-"""What failed in Ray's workers, tasks and actors, told on the driver in one line: a ValueError or an OSError."""
+"""Errors of Ray's workers, tasks and actors, re-raised on the driver as a one-line ValueError or OSError."""
 
 import contextlib
 import re
@@ -6,38 +6,40 @@ from collections.abc import Iterator
 
 import ray.exceptions
 
-# For people: a damaged shard, or one that is gone. Ray passes on as text alone what a task, or its controller, raised.
-OF_STORAGE = (
+# Errors that the user can act on. Ray passes on only the text of what a task, or its controller, raised.
+STORAGE_ERRORS = (
     r"OSError|File(?:NotFound|Exists)Error|(?:Not|Is)ADirectoryError|PermissionError|TimeoutError|Connection\w*Error"
     "|ClientError"
 )
-RAISED_ELSEWHERE = re.compile(rf"^(?:[\w.]+\.)?(ValueError|{OF_STORAGE}): (.+)$", re.MULTILINE)
+REMOTE_ERROR = re.compile(rf"^(?:[\w.]+\.)?(ValueError|{STORAGE_ERRORS}): (.+)$", re.MULTILINE)
 
 
 @contextlib.contextmanager
-def of_tasks(job: str, kept: str) -> Iterator[None]:
-    """Put around the place where a Ray Data pipeline is iterated: what its tasks raise is raised here for people.
+def user_errors(job: str, kept: str) -> Iterator[None]:
+    """Context manager. Re-raises exceptions from Ray Data tasks as a one-line ValueError or OSError.
+
+    For the code that iterates over a Ray Data pipeline. Errors that the user cannot act on pass unchanged.
 
     Args:
-        job: what fails, as in "storage failed during {job}".
+        job: name of the work, for the message "storage failed during {job}".
         kept: what is not lost, such as "the shards that were written are kept".
 
     Raises:
-        ValueError: if a task could not use what it was given, a damaged shard for example.
+        ValueError: if a task could not use its input, such as a damaged shard.
         OSError: if storage could not be read or written.
     """
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise_for_people(error, job, kept)
+        raise_user_error(error, job, kept)
         raise
 
 
-def raise_for_people(cause: BaseException, job: str, kept: str) -> None:
-    """Raises what a person can do something about, in one line; returns where there is none."""
+def raise_user_error(cause: BaseException, job: str, kept: str) -> None:
+    """Re-raises `cause` as ValueError or OSError, in one line, if the user can act on it; otherwise returns."""
     kind, reason = type(cause).__name__, one_line(cause)
     if isinstance(cause, ray.exceptions.RayError):
-        found = RAISED_ELSEWHERE.findall(str(cause))
+        found = REMOTE_ERROR.findall(str(cause))
         if not found:
             return
         kind, reason = found[-1]
@@ -51,4 +53,5 @@ def raise_for_people(cause: BaseException, job: str, kept: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
+    """The first line of an error's message; its class name if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The card of a student: what it is, what it was made from, how good it is, and under which licence."""
+"""The card of a student: its interface, training data, validation figures and licence, as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ HEADING = "# Few-step low-light enhancement"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a reader needs to judge a student.
+    """The facts that a student's card shows.
 
     Attributes:
         steps: sampling steps that it was distilled for.
         data: name or URL of the training pairs.
-        interface: what goes in and what comes out.
-        licence: licence of the data; empty when it is not known.
-        metrics: equal-keyed rows of validation figures, raw and GT-mean side by side.
-        facts: further lines, such as cache key, teacher and refinement weight.
+        interface: formats of input and output.
+        licence: licence of the data; empty if unknown.
+        metrics: rows of validation figures with the same keys, raw and GT-mean side by side.
+        facts: further lines, such as the teacher's hash and the refinement weight.
     """
 
     steps: int
@@ -30,8 +30,13 @@ class ModelCard:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_weights(cls, facts: Mapping[str, Any], steps: int) -> Self:
-        """The card that weights have in them, by the facts that a distillation saves."""
+    def from_facts(cls, facts: Mapping[str, Any], steps: int) -> Self:
+        """The card of a student, from the facts that a distillation stores with its weights.
+
+        Args:
+            facts: of the weights file; whatever is missing is left out of the card.
+            steps: sampling steps, also of weights that do not record theirs.
+        """
         settings, validation = facts.get("config", {}), facts.get("validation")
         loss = settings.get("loss", {})
         known = {

@@ -1,4 +1,4 @@
-"""Settings as strings that may be shown to others: flattened, and without credentials."""
+"""Removes credentials from texts and settings before they are shown or stored."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ QUERY_FIELD = re.compile(r"(?<=[?&])([^=&\s]+)=([^&\s]*)")
 
 
 def redact(text: str) -> str:
-    """The text with the credentials in its URLs replaced by `***`."""
+    """Replaces the credentials in the URLs of a text by `***`."""
     text = USER_INFO.sub(HIDDEN, text)
     return QUERY_FIELD.sub(lambda m: f"{m[1]}={HIDDEN}" if SECRET_NAME.search(m[1]) else m[0], text)
 
 
 def redact_tree(value: Any) -> Any:
-    """The same of every text in what JSON holds."""
+    """Applies `redact` to every text in a JSON-like value; tuples become lists."""
     if isinstance(value, Mapping):
         return {name: redact_tree(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -30,7 +30,7 @@ def redact_tree(value: Any) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, text): sequences joined by commas, credentials replaced by `***`."""
+    """Yields nested settings as (dotted name, text): sequences joined by commas, credentials replaced by `***`."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

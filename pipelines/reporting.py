@@ -1,4 +1,4 @@
-"""How a job ends: a short table on the terminal and a `report.json` at its output."""
+"""The report of a job: a short table on the terminal and `report.json` at its output."""
 
 import io
 import json
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 FILE = "report.json"
-# Columns of a log file, which has no width of its own; rich would squeeze every table into 80.
+# Characters per line in a log file, which has no width of its own; rich would assume 80.
 LOG_WIDTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a job has to say when it ends, or plans to do (`--dry-run`).
+    """The result of a job, or its plan (`--dry-run`).
 
     Attributes:
         title: one line.
-        rows: equal-keyed rows of the table.
-        facts: further figures, shown under the table and kept in `report.json`.
-        url: where `report.json` is written; nothing is written when empty.
+        rows: rows of the table, all with the same keys.
+        facts: further figures, shown under the table and stored in `report.json`.
+        url: folder that `report.json` is written to; empty for a report that is only shown.
     """
 
     title: str
@@ -55,26 +55,26 @@ def show(report: Report, console: Console | None = None) -> None:
 
 
 def make_console() -> Console:
-    """Standard output: as wide as the terminal, or as a log needs it."""
+    """A console on standard output: as wide as the terminal, or 200 characters where it is not one."""
     console = Console()
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
 def format_value(value: Any) -> str:
-    """Figures to four digits, `-` for nothing."""
+    """A value as text: floats to four digits, None as `-`."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def save(report: Report) -> None:
-    """Writes `report.json` (`{"title", "rows", ...facts}`, without credentials of URLs) beside the job's output."""
+    """Writes `report.json` (`{"title", "rows", ...facts}`, without credentials of URLs) to the report's folder."""
     document = redact_tree({"title": report.title, "rows": report.rows, **report.facts})
     storage.write_bytes(storage.join(report.url, FILE), json.dumps(document, indent=1).encode())
 
 
 def encode_figure(figure: "Figure") -> bytes:
-    """A plot as PNG bytes."""
+    """PNG bytes of a plot, 120 dots per inch."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     return data.getvalue()

@@ -184,7 +184,7 @@ def card_of(config: ExportConfig, file: UNetFile, steps: int) -> bytes:
         "inputs: `low` in [-1, 1] (sRGB) and `noise` (standard normal), float32 [batch, 3, height, width]; output: the "
         f"enhanced image in [-1, 1]; height and width must be multiples of {file.unet.config.size_multiple}"
     )
-    card = ModelCard.of_weights(file.facts, distilled)
+    card = ModelCard.from_facts(file.facts, distilled)
     facts = {**card.facts, "network": file.unet.config, "schedule": file.schedule}
     return (replace(card, interface=interface, facts=facts).render() + note).encode()
 

@@ -32,8 +32,7 @@ from pipelines.pairs.dataset import split_shards
 from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
 from pipelines.shards import shards_hash
-from pipelines.tracking import RunWriter
-from pipelines.training import runs
+from pipelines.tracking import RunWriter, tracked_run
 from pipelines.weights import load_unet
 
 PARTS = "parts"
@@ -96,12 +95,12 @@ def evaluate(config: EvaluateConfig) -> Report:
     shown_methods(config)
     evaluated = fingerprint(config, methods)
     if report := finished_report(config, evaluated):
-        with runs.tracked_run(config.tracking, config.output, config, job="evaluate", done=True):
+        with tracked_run(config.tracking, config.output, config, job="evaluate", done=True):
             return report
     check_weights(config, methods)
     check_gpus(config.compute)
     storage.check_writable(config.output)
-    with runs.tracked_run(config.tracking, config.output, config, job="evaluate") as run:
+    with tracked_run(config.tracking, config.output, config, job="evaluate") as run:
         parts = storage.join(config.output, PARTS, shards.spec_key(evaluated))
         judge_missing(config, images, parts)
         results = Results(methods, read_rows(parts, len(images)))
@@ -131,7 +130,7 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
         return
     judged = (row for part in rounds(missing) for row in judging(config, images, parts, part).iter_rows())
     console, started, shown = Console(highlight=False), time.perf_counter(), 0.0
-    with failures.of_tasks("evaluation", kept="what was judged is kept"):
+    with failures.user_errors("evaluation", kept="what was judged is kept"):
         for done, _ in enumerate(judged, start=1):
             seconds = time.perf_counter() - started
             if seconds - shown >= PROGRESS_EVERY_S:

@@ -44,7 +44,7 @@ class Watch:
     def __post_init__(self) -> None:
         self.endings = Outbox[Ending]("ends of trials", end_runs, capacity=ENDINGS_KEPT)
         # By themselves, so that files that cannot be sent hold up no other trial's end.
-        self.parcels = Outbox[RunHandle]("what trials could not send", send_kept, capacity=ENDINGS_KEPT)
+        self.parcels = Outbox[RunHandle]("what trials could not send", send_spilled, capacity=ENDINGS_KEPT)
 
     def heard(self, trial: Any, trials: Sequence[Any], result: dict[str, Any]) -> None:
         """A trial has looked at the validation images."""
@@ -105,9 +105,9 @@ def end_runs(endings: Sequence[Ending]) -> None:
         tracking.end_run(ending.run, ending.status, ending.tags)
 
 
-def send_kept(runs: Sequence[RunHandle]) -> None:
+def send_spilled(runs: Sequence[RunHandle]) -> None:
     for run in runs:
-        tracking.send_kept(run)
+        tracking.send_spilled(run)
 
 
 def number(trial: Any, trials: Sequence[Any]) -> int:

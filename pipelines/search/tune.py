@@ -198,7 +198,7 @@ def tune(config: TuneConfig) -> Report:
     base, done = config.distill, outcome.is_done(config.output)
     inputs = student_registry.inputs_of(base, stream)
     ended = done and not config.then_distill
-    with runs.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
+    with tracking.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
         report = outcome.saved(config.output) if done else search(sweep, run)
         rows = outcome.saved_rows(config.output)
         if done:

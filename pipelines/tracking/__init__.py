@@ -1,21 +1,21 @@
-"""MLflow: one run per job, found again by its name, and a writer that never holds up training.
+"""MLflow tracking: one run per job, found again by its name, and a writer that never delays training.
 
-This package is all that imports MLflow. Drivers open and close runs; whoever measures (a training worker, a
-driver) writes to them by run id through a `RunWriter`. A tracking server that is slow or away costs log lines,
-never an exception nor training time; what could be delivered later is.
+Jobs open their run with `tracked_run`. Whatever measures something (a training worker, a driver) gets the run's handle
+and writes through a `RunWriter`. A slow or absent tracking server costs log lines, never an exception or training time;
+undelivered data is stored below the job's output and sent later.
 
-MLflow takes seconds to import, and a job starts many processes of which few talk to it: it is loaded by the first
-use of what needs it, so write `tracking.open_run(...)` rather than importing the function.
+Only `mlflow_backend` imports MLflow, which takes seconds, and a job starts many processes of which few use it. So its
+functions are loaded on first use: write `tracking.end_run(...)` rather than importing the function.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pipelines.tracking.run import OFF, InputData, RunHandle, Status, default_uri
-from pipelines.tracking.run_writer import RunWriter
+from pipelines.tracking.run import OFF, InputData, RunHandle, Status, default_uri, tracked_run
+from pipelines.tracking.writer import RunWriter
 
 if TYPE_CHECKING:
-    from pipelines.tracking.mlflow_backend.driver import close_run, end_run, open_run, plan_run, send_kept
+    from pipelines.tracking.mlflow_backend.driver import close_run, end_run, open_run, plan_run, send_spilled
     from pipelines.tracking.mlflow_backend.registry import register_student
 
 __all__ = [
@@ -30,16 +30,17 @@ __all__ = [
     "open_run",
     "plan_run",
     "register_student",
-    "send_kept",
+    "send_spilled",
+    "tracked_run",
 ]
 
-USES_MLFLOW = {
-    **dict.fromkeys(("close_run", "end_run", "open_run", "plan_run", "send_kept"), "mlflow_backend.driver"),
+LOADED_ON_USE = {
+    **dict.fromkeys(("close_run", "end_run", "open_run", "plan_run", "send_spilled"), "mlflow_backend.driver"),
     "register_student": "mlflow_backend.registry",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in USES_MLFLOW:
+    if name not in LOADED_ON_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{USES_MLFLOW[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{LOADED_ON_USE[name]}"), name)

@@ -1,6 +1,7 @@
-"""What a tracking server was away for until the very end, kept beside the run's output until somebody can send it.
+"""Metrics and files that could not be delivered before the process ended, stored under `<output>/unsent/` for later
+delivery.
 
-A parcel is a folder `unsent/ID` below the output: `index.json`, and one PNG or file per image or artifact.
+One batch is a folder `unsent/ID`: `index.json` with the metrics, and one PNG or file for each image or artifact.
 """
 
 import io
@@ -20,7 +21,7 @@ FOLDER, INDEX = "unsent", "index.json"
 
 
 class Point(NamedTuple):
-    """One value of a metric; sending the same point twice leaves one."""
+    """One value of a metric; the same point sent twice is stored once."""
 
     name: str
     value: float
@@ -29,7 +30,7 @@ class Point(NamedTuple):
 
 
 class File(NamedTuple):
-    """An image (pixels, uint8 [H, W, 3]) to show under `name`, or a copied file for the artifact folder `name`."""
+    """An image to show under `name` (`pixels`, uint8 [H, W, 3]), or a file for the artifact folder `name` (`path`)."""
 
     name: str
     step: int = 0
@@ -38,8 +39,8 @@ class File(NamedTuple):
     timestamp_ms: int = 0
 
 
-class Parcel(NamedTuple):
-    """Points and files that wait at `url`."""
+class SpilledBatch(NamedTuple):
+    """Metrics and files that are stored in the folder `url`."""
 
     url: str
     points: Sequence[Point]
@@ -47,7 +48,11 @@ class Parcel(NamedTuple):
 
 
 def save(output: str, points: Sequence[Point], files: Sequence[File]) -> None:
-    """Keeps points and files below a run's output; the index comes last, so that no half parcel is ever read."""
+    """Stores metrics and files below a run's output, the index last, so that an incomplete batch is never read.
+
+    Raises:
+        OSError: if a file or the storage cannot be read or written.
+    """
     url = storage.join(output, FOLDER, uuid.uuid4().hex)
     entries: list[dict[str, Any]] = []
     for number, file in enumerate(files):
@@ -56,12 +61,13 @@ def save(output: str, points: Sequence[Point], files: Sequence[File]) -> None:
         storage.write_bytes(storage.join(url, stored), encode(file))
         entry = {"name": file.name, "step": file.step, "file": stored, "image": is_image, "time": file.timestamp_ms}
         entries.append(entry)
-    # JSON has no infinities and no NaN, which metrics may well be.
+    # As text, since JSON has no infinities and no NaN, which metrics may have.
     values = [[point.name, repr(point.value), point.timestamp_ms, point.step] for point in points]
     storage.write_bytes(storage.join(url, INDEX), json.dumps({"points": values, "files": entries}).encode())
 
 
 def encode(file: File) -> bytes:
+    """The bytes of a file, or of an image as PNG."""
     if file.pixels is None:
         return file.path.read_bytes()
     data = io.BytesIO()
@@ -69,8 +75,8 @@ def encode(file: File) -> bytes:
     return data.getvalue()
 
 
-def parcels(output: str, scratch: Path) -> Iterator[Parcel]:
-    """What waits below a run's output; files are copied to the folder `scratch`."""
+def load(output: str, scratch: Path) -> Iterator[SpilledBatch]:
+    """All complete batches below a run's output; their files are copied to the folder `scratch`."""
     folder = storage.join(output, FOLDER)
     for name in storage.list_files(folder):
         if storage.name_of(name) != INDEX:
@@ -78,10 +84,11 @@ def parcels(output: str, scratch: Path) -> Iterator[Parcel]:
         url = storage.join(folder, name.removesuffix(f"/{INDEX}"))
         index = json.loads(storage.read_bytes(storage.join(url, INDEX)))
         points = [Point(name, float(value), timestamp, step) for name, value, timestamp, step in index["points"]]
-        yield Parcel(url, points, [fetch(url, entry, scratch) for entry in index["files"]])
+        yield SpilledBatch(url, points, [load_file(url, entry, scratch) for entry in index["files"]])
 
 
-def fetch(url: str, entry: dict[str, Any], scratch: Path) -> File:
+def load_file(url: str, entry: dict[str, Any], scratch: Path) -> File:
+    """The file of one entry of a batch's index: an image in memory, anything else copied below `scratch`."""
     data = storage.read_bytes(storage.join(url, entry["file"]))
     if entry["image"]:
         pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -92,8 +99,8 @@ def fetch(url: str, entry: dict[str, Any], scratch: Path) -> File:
     return File(entry["name"], path=path)
 
 
-def delete(parcel: Parcel) -> None:
-    """Removes a parcel that was sent, its index first."""
-    names = storage.list_files(parcel.url)
+def delete(batch: SpilledBatch) -> None:
+    """Deletes a batch that was delivered, its index first."""
+    names = storage.list_files(batch.url)
     for name in sorted(names, key=lambda name: name != INDEX):
-        storage.delete(storage.join(parcel.url, name))
+        storage.delete(storage.join(batch.url, name))

@@ -16,7 +16,7 @@ from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import RECORDS_PER_SHARD
 from pipelines.reporting import Report
 from pipelines.shards import TARGET_COLUMNS
-from pipelines.tracking import RunHandle
+from pipelines.tracking import RunHandle, tracked_run
 from pipelines.training import runs, student_registry
 from pipelines.training.loop import Loop, check_workers
 from pipelines.training.objective import Network, StageContext, StepContext
@@ -200,7 +200,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     settings = runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
     inputs = student_registry.inputs_of(config, stream)
-    with runs.tracked_run(
+    with tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
     ) as run:
         if not done:

@@ -265,7 +265,7 @@ class Worker:
         if self.writer:
             if grid is not None:
                 self.writer.image(f"validation/{self.loop.objective.stages[state.stage_index]}", grid, step)
-            self.writer.secure()  # a sweep may stop this trial for what it is about to report
+            self.writer.flush()  # a sweep may stop this trial for what it is about to report
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         print(f"{self.loop.objective.stages[state.stage_index]} step {state.step}: validation {figures}", flush=True)
 

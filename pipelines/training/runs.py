@@ -1,11 +1,9 @@
 """A training run from the driver's side: its config on record, Ray Train around it, and whether it is done."""
 
-import contextlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import ray.data
 import ray.exceptions
@@ -14,18 +12,16 @@ from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import failures, reporting, shards, storage, tracking
+from pipelines import failures, reporting, shards, storage
 from pipelines.cluster import use_gpu
-from pipelines.config.parts import TrackingConfig
 from pipelines.redaction import redact_tree
 from pipelines.reporting import Report
-from pipelines.tracking import InputData, RunHandle
 from pipelines.training import recovery
 from pipelines.training.checkpoints import step_of
 from pipelines.training.loop import Loop, train_worker
 from pipelines.training.stream import Stream, make_dataset
 
-CONFIG, IDENTITY = "config.json", "identity"
+CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 CHECKPOINTS_KEPT = "the checkpoints before are kept"
 # What Ray Data may hold ready for each worker: several spans, however long the run.
@@ -83,43 +79,6 @@ def is_recorded(output: str, settings: Settings, what: str = "run") -> bool:
         return False
     shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
     return True
-
-
-@contextlib.contextmanager
-def tracked_run(
-    track: TrackingConfig,
-    output: str,
-    config: Any,
-    *,
-    job: str,
-    inputs: Sequence[InputData] = (),
-    parent: RunHandle | None = None,
-    done: bool = False,
-) -> Iterator[RunHandle]:
-    """An MLflow run that is named after the output and ends as the block does.
-
-    The run of a job that is `done` is opened only to send what the server was away for; it keeps the time at which
-    it ended.
-    """
-    name, tags = storage.resolve(output), {"reddit.job": job}
-    identity = identity_of(output) if track.enabled else ""
-    handle = tracking.open_run(
-        track, name, asdict(config), tags=tags, inputs=inputs, parent=parent, identity=identity, resume=not done
-    )
-    ended: Literal["FINISHED", "FAILED"] = "FAILED"
-    try:
-        yield handle
-        ended = "FINISHED"
-    finally:
-        tracking.close_run(handle, ended)
-
-
-def identity_of(output: str) -> str:
-    """Drawn when a job first writes to an output, and kept there: another output of the same name has another one."""
-    url = storage.join(output, IDENTITY)
-    if not storage.exists(url):
-        storage.write_bytes(url, uuid.uuid4().hex.encode())
-    return storage.read_bytes(url).decode()
 
 
 def save_report(report: Report, done: str) -> Report:
@@ -208,12 +167,12 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         for cause in causes_of(error):
-            failures.raise_for_people(cause, "training", CHECKPOINTS_KEPT)
+            failures.raise_user_error(cause, "training", CHECKPOINTS_KEPT)
         raise
     except SystemExit:  # Ray Train's answer to Ctrl-C, when it has ended the workers
         raise KeyboardInterrupt from None
     except ray.exceptions.RayError as error:  # Ray Train's controller itself could not be started
-        failures.raise_for_people(error, "training", CHECKPOINTS_KEPT)
+        failures.raise_user_error(error, "training", CHECKPOINTS_KEPT)
         raise
     if stopped := getattr(result, "return_value", ""):
         raise ValueError(

@@ -42,7 +42,7 @@ def register(run: RunHandle, config: DistillConfig, url: str) -> str:
     if run.request is None or not config.tracking.model:
         return ""
     facts = load_unet(url).facts
-    card = ModelCard.of_weights(facts, facts["num_steps"])
+    card = ModelCard.from_facts(facts, facts["num_steps"])
     return tracking.register_student(run, config.tracking.model, storage.read_bytes(url), example_of(config), card)
 
 

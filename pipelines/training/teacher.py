@@ -16,7 +16,7 @@ from pipelines.config.parts import SegmentConfig
 from pipelines.pairs.dataset import split_shards
 from pipelines.reporting import Report
 from pipelines.shards import shards_hash
-from pipelines.tracking import RunHandle
+from pipelines.tracking import RunHandle, tracked_run
 from pipelines.training import runs
 from pipelines.training.loop import Loop, check_workers
 from pipelines.training.objective import Network, StageContext, StepContext
@@ -153,7 +153,7 @@ def train_teacher(config: TeacherConfig) -> Report:
     stream = make_stream(config)
     settings = runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, [WEIGHTS])
-    with runs.tracked_run(config.tracking, config.output, config, job="train_teacher", done=done) as run:
+    with tracked_run(config.tracking, config.output, config, job="train_teacher", done=done) as run:
         if not done:
             runs.fit(runs.make_trainer(make_loop(config, run, settings), stream, config.output))
     row = {"weights": weights, **load_unet(weights).facts["validation"]}

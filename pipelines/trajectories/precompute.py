@@ -115,7 +115,7 @@ def precompute(config: PrecomputeConfig) -> Report:
 def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> None:
     """Makes the shards, a round of them at a time, with progress."""
     rows = (row for part in rounds(tasks) for row in make_pipeline(config, part, schedule).iter_rows())
-    with failures.of_tasks("precompute", kept="the shards that were written are kept"):
+    with failures.user_errors("precompute", kept="the shards that were written are kept"):
         show_progress(rows, sum(task.shard.rows for task in tasks))
 
 

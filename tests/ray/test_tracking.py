@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,10 @@ from requests import HTTPError, Response
 from pipelines import tracking
 from pipelines.config.parts import TrackingConfig
 from pipelines.model_card import ModelCard
-from pipelines.tracking import InputData, RunHandle, RunWriter, spill
-from pipelines.tracking.mlflow_backend.client import reaching
-from pipelines.tracking.outbox import RefusedError, UnavailableError
+from pipelines.tracking import InputData, RunHandle, RunWriter, spill, tracked_run
+from pipelines.tracking.mlflow_backend.client import translated_errors
+from pipelines.tracking.outbox import RejectedError, UnavailableError
 from pipelines.tracking.spill import Point
-from pipelines.training import runs as runs_module
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance
 from reddit_core.weights import UNetFile, encode_unet
@@ -51,6 +51,11 @@ def runs_of(uri: str, experiment: str):
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 
+def open_run(config: TrackingConfig, name: str, settings: Mapping[str, object], **changes: Any) -> RunHandle:
+    """Plans a run and opens it, as a job does."""
+    return tracking.open_run(tracking.plan_run(config, name, settings, **changes))
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -60,11 +65,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
 
 def test_a_run_is_found_again_by_its_name_and_parent(server) -> None:
     config = config_of(server.uri, "names")
-    parent = tracking.open_run(config, "s3://u:secret@host/sweep", {"optim": {"steps": 3}, "stages": (16, 8)})
-    child = tracking.open_run(config, "/data/run", {"x": 1}, parent=parent, tags={"kind": "trial"})
-    alone = tracking.open_run(config, "/data/run", {"x": 1})
+    parent = open_run(config, "s3://u:secret@host/sweep", {"optim": {"steps": 3}, "stages": (16, 8)})
+    child = open_run(config, "/data/run", {"x": 1}, parent=parent, tags={"kind": "trial"})
+    alone = open_run(config, "/data/run", {"x": 1})
     tracking.close_run(child, "FAILED")
-    again = tracking.open_run(config, "/data/run", {"x": 2}, parent=parent)
+    again = open_run(config, "/data/run", {"x": 2}, parent=parent)
     assert again.run_id == child.run_id
     assert len({parent.run_id, child.run_id, alone.run_id}) == 3
     runs = {run.info.run_id: run for run in runs_of(server.uri, "names")}
@@ -91,7 +96,7 @@ def test_a_planned_run_is_started_by_its_writer(server) -> None:
 def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
     data = InputData("cache", "s3://u:secret@bucket/cache/manifest.json", "0123456789abcdef")
     for inputs in ([], [data], [data]):
-        handle = tracking.open_run(config_of(server.uri, "files"), str(tmp_path / "run"), {}, inputs=inputs)
+        handle = open_run(config_of(server.uri, "files"), str(tmp_path / "run"), {}, inputs=inputs)
     table = tmp_path / "table.csv"
     table.write_text("a,b\n")
     with RunWriter(handle) as writer:
@@ -110,7 +115,7 @@ def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
 
 
 def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) -> None:
-    handle = tracking.open_run(config_of(server.uri, "models"), "/data/student", {})
+    handle = open_run(config_of(server.uri, "models"), "/data/student", {})
     file = UNetFile(unet=tiny_unet)
     card = ModelCard(steps=2, data="eight photographs", metrics=[{"psnr": 20.0, "psnr_gt_mean": 22.0}])
     images = np.random.default_rng(0).integers(0, 256, (2, 18, 23, 3), dtype=np.uint8)
@@ -145,7 +150,7 @@ def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) 
 @pytest.mark.s3
 def test_artifacts_on_s3_go_through_the_server(s3_mlflow_server, tmp_path: Path) -> None:
     server, keys = s3_mlflow_server
-    handle = tracking.open_run(config_of(server.uri, "s3"), str(tmp_path / "run"), {})
+    handle = open_run(config_of(server.uri, "s3"), str(tmp_path / "run"), {})
     note = tmp_path / "note.txt"
     note.write_text("in a bucket")
     with RunWriter(handle) as writer:
@@ -161,16 +166,16 @@ def test_artifacts_on_s3_go_through_the_server(s3_mlflow_server, tmp_path: Path)
 
 def test_what_cannot_work_is_said_clearly(server) -> None:
     with pytest.raises(ValueError, match="must be sqlite:///"):
-        tracking.open_run(TrackingConfig(uri="runs/mlflow.db"), "/x", {})
+        open_run(TrackingConfig(uri="runs/mlflow.db"), "/x", {})
     client = MlflowClient(server.uri)
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(ValueError, match="'gone' was deleted"):
-        tracking.open_run(config_of(server.uri, "gone"), "/x", {})
+        open_run(config_of(server.uri, "gone"), "/x", {})
 
 
 def test_switched_off_it_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    handle = tracking.open_run(TrackingConfig(enabled=False), "/x", {})
+    handle = open_run(TrackingConfig(enabled=False), "/x", {})
     with RunWriter(handle) as writer:
         writer.metrics({"train/loss": 1.0}, 1)
         writer.image("a", np.zeros((2, 2, 3), np.uint8), 1)
@@ -192,10 +197,10 @@ def test_a_server_that_does_not_answer_costs_nothing_either(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     config = config_of(server.uri, "hanging")
-    early = tracking.open_run(config, str(tmp_path / "early"), {})
+    early = open_run(config, str(tmp_path / "early"), {})
     os.killpg(server.process.pid, signal.SIGSTOP)
     started = time.monotonic()
-    late = tracking.open_run(config, str(tmp_path / "late"), {"x": 1})
+    late = open_run(config, str(tmp_path / "late"), {"x": 1})
     assert (late.run_id, time.monotonic() - started < 8) == ("", True)
     started = time.monotonic()
     writers = [RunWriter(handle) for handle in (early, late)]
@@ -214,12 +219,12 @@ def test_a_server_that_does_not_answer_costs_nothing_either(
 
 def test_a_run_that_is_done_is_only_sent_what_waits(server, tmp_path: Path) -> None:
     config, output = config_of(server.uri, "done"), str(tmp_path / "run")
-    with runs_module.tracked_run(config, output, Settings(), job="distill") as handle:
+    with tracked_run(config, output, Settings(), job="distill") as handle:
         pass
     client = MlflowClient(server.uri)
     first = client.get_run(handle.run_id)
     spill.save(output, [Point("train/loss", 0.5, 1, 7)], [])
-    with runs_module.tracked_run(config, output, Settings(), job="distill", done=True) as again:
+    with tracked_run(config, output, Settings(), job="distill", done=True) as again:
         assert again.run_id == handle.run_id
     run = client.get_run(handle.run_id)
     assert (run.info.status, run.info.end_time) == ("FINISHED", first.info.end_time)
@@ -230,7 +235,7 @@ def test_a_run_that_is_done_is_only_sent_what_waits(server, tmp_path: Path) -> N
 def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(server, tmp_path: Path) -> None:
     config = config_of(server.uri, "killed")
     names = {name: str(tmp_path / name) for name in ("lasting", "ending", "late")}
-    lasting, ending = (tracking.open_run(config, names[name], {}) for name in ("lasting", "ending"))
+    lasting, ending = (open_run(config, names[name], {}) for name in ("lasting", "ending"))
     writer, ending_writer = RunWriter(lasting), RunWriter(ending)
     client = MlflowClient(server.uri)
     writer.metrics({"train/loss": 0.0}, 0)
@@ -247,7 +252,7 @@ def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(serve
     ending_writer.metrics({"train/loss": 3.0}, 5)
     ending_writer.artifact(note)
     assert time.monotonic() - started < 1
-    late = tracking.open_run(config, names["late"], {"x": 1})
+    late = open_run(config, names["late"], {"x": 1})
     assert late.run_id == ""
     late_writer = RunWriter(late)
     late_writer.metrics({"train/loss": 1.0}, 1)
@@ -275,7 +280,7 @@ def test_a_killed_server_costs_nothing_and_gets_everything_when_it_is_back(serve
 def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path: Path) -> None:
     """As Ray Tune kills a trial right after the validation for which it stops it."""
     output = str(tmp_path / "run")
-    handle = tracking.open_run(config_of(server.uri, "killed-writer"), output, {})
+    handle = open_run(config_of(server.uri, "killed-writer"), output, {})
     server.kill()
     script = (
         "import os, signal, sys, time; import numpy as np\n"
@@ -286,8 +291,8 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
         "writer = RunWriter(handle)\n"
         "writer.metrics({'validation/psnr': 17.5}, 30)\n"
         "writer.image('validation/4-to-2', np.zeros((8, 24, 3), np.uint8), 30)\n"
-        "while not (writer._metrics.away and writer._files.away): time.sleep(0.05)\n"
-        "writer.secure()\n"
+        "while not (writer._metrics.unavailable and writer._files.unavailable): time.sleep(0.05)\n"
+        "writer.flush()\n"
         f"while not list(Path({output!r}).glob('unsent/*/index.json')): time.sleep(0.05)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -295,9 +300,9 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
     assert done.returncode == -signal.SIGKILL
     server.start()
     client = MlflowClient(server.uri)
-    (parcel,) = spill.parcels(output, tmp_path)
+    (batch,) = spill.load(output, tmp_path)
     tracking.close_run(handle, "FINISHED")
-    spill.save(output, parcel.points, parcel.files)  # as if it had been sent and not yet removed
+    spill.save(output, batch.points, batch.files)  # as if it had been sent and not yet removed
     tracking.close_run(handle, "FINISHED")
     (point,) = client.get_metric_history(handle.run_id, "validation/psnr")
     assert (point.value, point.step) == (17.5, 30)
@@ -308,11 +313,11 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
 
 def test_a_run_that_a_slow_server_made_twice_is_there_once(server) -> None:
     config, client = config_of(server.uri, "twins"), MlflowClient(server.uri)
-    handle = tracking.open_run(config, "/data/twins", {"x": 1})
+    handle = open_run(config, "/data/twins", {"x": 1})
     (run,) = runs_of(server.uri, "twins")
     client.create_run(run.info.experiment_id, start_time=run.info.start_time + 1, tags=run.data.tags)
     assert len(runs_of(server.uri, "twins")) == 2
-    assert tracking.open_run(config, "/data/twins", {"x": 1}).run_id == handle.run_id
+    assert open_run(config, "/data/twins", {"x": 1}).run_id == handle.run_id
     assert [one.info.run_id for one in runs_of(server.uri, "twins")] == [handle.run_id]
 
 
@@ -321,7 +326,7 @@ def test_a_new_output_of_an_old_name_has_a_run_of_its_own(server, tmp_path: Path
     run_ids = []
     for _ in range(2):
         for _ in range(2):
-            with runs_module.tracked_run(config, str(output), Settings(), job="distill") as handle:
+            with tracked_run(config, str(output), Settings(), job="distill") as handle:
                 run_ids.append(handle.run_id)
         shutil.rmtree(output)
     assert (run_ids[0] == run_ids[1], run_ids[2] == run_ids[3]) == (True, True)
@@ -329,15 +334,15 @@ def test_a_new_output_of_an_old_name_has_a_run_of_its_own(server, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(413, RefusedError), (403, RefusedError), (429, UnavailableError), (502, UnavailableError)]
+    ("status", "kind"), [(413, RejectedError), (403, RejectedError), (429, UnavailableError), (502, UnavailableError)]
 )
 def test_what_a_proxy_answers_is_told_apart(status: int, kind: type[Exception]) -> None:
     answer = Response()
     answer.status_code = status
-    with pytest.raises(kind), reaching("http://host"):
+    with pytest.raises(kind), translated_errors("http://host"):
         raise HTTPError("an answer", response=answer)
 
 
 def test_what_a_store_raises_by_itself_does_not_stop_a_job() -> None:
-    with pytest.raises(RefusedError, match="ModuleNotFoundError"), reaching("http://host"):
+    with pytest.raises(RejectedError, match="ModuleNotFoundError"), translated_errors("http://host"):
         raise ModuleNotFoundError("No module named 'google.cloud'")

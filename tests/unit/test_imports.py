@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,48 @@ def test_each_seam_is_in_one_place(package: str) -> None:
     assert [user for user in users if not user.startswith(SEAMS[package])] == []
 
 
+def unit_of(module: str) -> str:
+    """The package of `pipelines` that a module belongs to; a module directly below it stands for itself."""
+    return ".".join(module.split(".")[:2])
+
+
+def import_graph() -> dict[str, set[str]]:
+    """For each package of `pipelines`, the others that it imports anywhere, also inside functions and for types."""
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if not module.startswith("pipelines."):
+            continue
+        names = {unit_of(name) for name in dotted_imports(path.read_text()) if name.startswith("pipelines.")}
+        graph.setdefault(unit_of(module), set()).update(names - {unit_of(module)})
+    return graph
+
+
+def dotted_imports(source: str) -> Iterator[str]:
+    """Like `imported`, with the names that are imported from a package: `from a import b` is `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_the_packages_of_pipelines_form_no_cycles() -> None:
+    graph = import_graph()
+    assert graph["pipelines.tracking"] >= {"pipelines.config", "pipelines.storage", "pipelines.model_card"}
+    with pytest.raises(CycleError):
+        tuple(TopologicalSorter({**graph, "pipelines.config": {"pipelines.tracking"}}).static_order())
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the packages
+
+
+def test_evaluation_and_enhancement_do_without_training() -> None:
+    graph = import_graph()
+    for package in ("evaluation", "enhancement", "tracking", "trajectories", "pairs"):
+        assert "pipelines.training" not in graph[f"pipelines.{package}"], package
+
+
 def test_mlflow_is_loaded_by_those_that_use_it_only() -> None:
     """It takes as long to import as everything else together, and a training starts many processes."""
-    code = "import sys, pipelines.training.distillation, pipelines.search.tune; sys.exit('mlflow' in sys.modules)"
+    modules = "training.distillation", "search.tune", "evaluation.evaluate", "enhancement.exporting", "tracking"
+    code = f"import sys, {', '.join(f'pipelines.{name}' for name in modules)}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False).returncode == 0

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from pipelines.tracking.outbox import Outbox, RefusedError, UnavailableError
+from pipelines.tracking.outbox import Outbox, RejectedError, UnavailableError
 
 
 class Receiver:
@@ -21,7 +21,7 @@ class Receiver:
         if self.away.is_set():
             raise UnavailableError("gone fishing")
         if any(self.refuses(item) for item in batch):
-            raise RefusedError("not this one")
+            raise RejectedError("not this one")
         self.batches.append(list(batch))
 
     @property
@@ -59,7 +59,7 @@ def test_gives_up_the_oldest_beyond_its_capacity() -> None:
     outbox.put(range(100))
     receiver.away.clear()
     assert outbox.close(timeout_s=10) == []
-    assert outbox.given_up == 70
+    assert outbox.dropped == 70
     assert receiver.items == list(range(70, 100))
 
 
@@ -69,7 +69,7 @@ def test_drops_what_is_refused_and_goes_on() -> None:
     outbox = Outbox[int]("test", receiver, capacity=100)
     outbox.put(range(6))
     assert outbox.close(timeout_s=10) == []
-    assert outbox.given_up == 1
+    assert outbox.dropped == 1
     assert receiver.items == [0, 1, 2, 4, 5]
 
 
@@ -105,7 +105,7 @@ def test_what_waits_for_an_absent_receiver_can_be_taken_and_given_back() -> None
     assert outbox.take() == []  # it is not known to be away
     receiver.away.set()
     outbox.put(range(5))
-    while not outbox.away:
+    while not outbox.unavailable:
         time.sleep(0.01)
     taken = outbox.take()
     assert taken == list(range(5))
@@ -115,14 +115,14 @@ def test_what_waits_for_an_absent_receiver_can_be_taken_and_given_back() -> None
     receiver.away.clear()
     assert outbox.close(timeout_s=10) == []
     assert receiver.items == [3, 4, 5]
-    assert not outbox.away
+    assert not outbox.unavailable
 
 
-def test_what_gathers_can_be_hurried() -> None:
+def test_what_gathers_can_be_flushed() -> None:
     receiver = Receiver()
     outbox = Outbox[int]("test", receiver, capacity=100, max_batch=10, interval_s=60)
     outbox.put([1])
-    outbox.hurry()
+    outbox.flush()
     deadline = time.monotonic() + 10
     while receiver.items != [1]:
         assert time.monotonic() < deadline

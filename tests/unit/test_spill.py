@@ -1,4 +1,4 @@
-"""What could not be sent is kept whole, and gone once it was sent."""
+"""Undelivered data is stored completely, and deleted once it was delivered."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipelines.tracking import spill
 from pipelines.tracking.spill import File, Point
 
 
-def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:
+def test_batches_are_loaded_as_they_were_saved(tmp_path: Path) -> None:
     output, scratch = tmp_path / "run", tmp_path / "scratch"
     scratch.mkdir()
     table = tmp_path / "table.csv"
@@ -20,22 +20,22 @@ def test_parcels_come_back_as_they_were_kept(tmp_path: Path) -> None:
     spill.save(str(output), [Point("train/loss", math.nan, 1, 1)], [])
     table.unlink()
 
-    parcels = sorted(spill.parcels(str(output), scratch), key=lambda parcel: len(parcel.points))
-    assert len(parcels) == 2
-    assert math.isnan(parcels[0].points[0].value)
-    assert list(parcels[1].points) == points
-    image, artifact = parcels[1].files
+    batches = sorted(spill.load(str(output), scratch), key=lambda batch: len(batch.points))
+    assert len(batches) == 2
+    assert math.isnan(batches[0].points[0].value)
+    assert list(batches[1].points) == points
+    image, artifact = batches[1].files
     assert (image.name, image.step) == ("validation", 9)
     assert image.pixels is not None
     np.testing.assert_array_equal(image.pixels, pixels)
     assert (artifact.name, artifact.path.name, artifact.path.read_text()) == ("reports", "table.csv", "a,b\n")
 
-    spill.delete(parcels[1])
-    assert [parcel.url for parcel in spill.parcels(str(output), scratch)] == [parcels[0].url]
+    spill.delete(batches[1])
+    assert [batch.url for batch in spill.load(str(output), scratch)] == [batches[0].url]
 
 
-def test_a_parcel_without_its_index_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_batch_without_its_index_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "unsent" / "half").mkdir(parents=True)
     (tmp_path / "unsent" / "half" / "0.png").write_bytes(b"")
-    assert list(spill.parcels(str(tmp_path), tmp_path)) == []
-    assert list(spill.parcels(str(tmp_path / "nowhere"), tmp_path)) == []
+    assert list(spill.load(str(tmp_path), tmp_path)) == []
+    assert list(spill.load(str(tmp_path / "nowhere"), tmp_path)) == []

@@ -209,10 +209,10 @@ def test_the_best_weights_are_kept_also_after_a_restart(
     assert kept() == 19.0
 
 
-class Link:
+class Transport:
     """The way to a server that takes everything at once."""
 
-    where = "nowhere"
+    server = "nowhere"
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -223,10 +223,10 @@ class Link:
     def send_file(self, file: File) -> None:
         raise AssertionError(file)
 
-    def keep(self, points: Sequence[Point], files: Sequence[File]) -> bool:
+    def spill(self, points: Sequence[Point], files: Sequence[File]) -> bool:
         raise AssertionError(points)
 
-    def send_kept(self) -> None:
+    def send_spilled(self) -> None:
         pass
 
     def read_load(self) -> Mapping[str, float]:
@@ -245,8 +245,8 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
     told = []
     checkpoint = None
     for _ in range(2):
-        link = Link()
-        with BufferedWriter(link) as writer:
+        transport = Transport()
+        with BufferedWriter(transport) as writer:
             worker = Worker(loop, 0, 1, CPU, writer)
             worker.begin_stage(0)
             if checkpoint:
@@ -254,7 +254,7 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
             else:
                 worker.validate()
                 checkpoint = saved(worker)
-        told.append(link.points)
+        told.append(transport.points)
         assert worker.metrics == {"psnr": 17.0}
     assert told[0] == told[1]
     assert [(point.name, point.value) for point in told[0]] == [("validation/psnr", 17.0)]

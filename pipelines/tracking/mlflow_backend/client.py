@@ -1,4 +1,4 @@
-"""How MLflow is reached: its settings, a client, and its errors as an outbox knows them."""
+"""The MLflow client: its settings, its connection, and its errors translated to those of an outbox."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.redaction import redact
-from pipelines.tracking.outbox import RefusedError, UnavailableError
+from pipelines.tracking.outbox import RejectedError, UnavailableError
 from pipelines.tracking.run import embedded_store
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -24,35 +24,35 @@ os.environ.setdefault(TIMEOUT, "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-# A GPU that does not tell its load (one cut in parts, for one) would say so at every look.
+# A GPU that does not report its load (a part of a divided one, for example) would be logged at every reading.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.WARNING)
-# Says at every attempt what the outbox says once.
+# Logs at every attempt what the outbox logs once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turns whatever MLflow and its stores raise into UnavailableError or RefusedError."""
+def translated_errors(uri: str) -> Iterator[None]:
+    """Context manager. Re-raises the errors of MLflow and its stores as UnavailableError or RejectedError."""
     try:
         yield
-    except (UnavailableError, RefusedError):
+    except (UnavailableError, RejectedError):
         raise
     except MlflowException as error:
-        raise _verdict(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))(_first_line(error)) from error
-    except HTTPError as error:  # of a proxy, or where artifacts are uploaded to
-        raise _verdict(500 if error.response is None else error.response.status_code)(_first_line(error)) from error
+        raise _kind_of(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))(_first_line(error)) from error
+    except HTTPError as error:  # of a proxy, or of the store that artifacts are uploaded to
+        raise _kind_of(500 if error.response is None else error.response.status_code)(_first_line(error)) from error
     except (OSError, SQLAlchemyError, BotoCoreError, ClientError, Boto3Error) as error:
         raise UnavailableError(f"{redact(uri)}: {_first_line(error)}") from error
-    except Exception as error:  # of a store's own library, say that it is not installed: no reason to stop a job
-        raise RefusedError(f"{redact(uri)}: {_first_line(error)}") from error
+    except Exception as error:  # of a store's own library, such as one that is not installed: no reason to stop a job
+        raise RejectedError(f"{redact(uri)}: {_first_line(error)}") from error
 
 
-def _verdict(status: int) -> type[Exception]:
-    """Whether the same request may succeed later, by its HTTP status."""
-    return RefusedError if 400 <= status < 500 and status not in {408, 409, 429} else UnavailableError
+def _kind_of(status: int) -> type[Exception]:
+    """UnavailableError where the same request may succeed later, by its HTTP status; otherwise RejectedError."""
+    return RejectedError if 400 <= status < 500 and status not in {408, 409, 429} else UnavailableError
 
 
 def _first_line(error: Exception) -> str:
@@ -60,18 +60,19 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def if_reached(uri: str, otherwise: str) -> Iterator[None]:
-    """What is done only if the server has it; else the log says `otherwise`, and why."""
+def log_if_undeliverable(uri: str, message: str) -> Iterator[None]:
+    """Context manager. Where the server is away or rejects a request, logs `message` and the reason, and continues."""
     try:
-        with reaching(uri):
+        with translated_errors(uri):
             yield
-    except (UnavailableError, RefusedError) as error:
-        logger.warning("%s (%s)", otherwise, error)
+    except (UnavailableError, RejectedError) as error:
+        logger.warning("%s (%s)", message, error)
 
 
 @contextlib.contextmanager
-def patiently() -> Iterator[None]:
-    """For large files, since a server answers when it has stored them; unless the user has set a time."""
+def upload_timeout() -> Iterator[None]:
+    """Context manager. Allows requests 600 seconds (or the user's own timeout), since a server answers an upload only
+    when it has stored the whole file."""
     usual = os.environ[TIMEOUT]
     os.environ[TIMEOUT] = USERS_TIMEOUT or UPLOAD_TIMEOUT_S
     try:
@@ -81,7 +82,11 @@ def patiently() -> Iterator[None]:
 
 
 def connect(uri: str, *, create: bool = False) -> MlflowClient:
-    """A client; without `create`, an embedded store that is not on this machine is not made up."""
+    """A client of a tracking server or an embedded store, which is created only with `create`.
+
+    Raises:
+        UnavailableError: if the embedded store is not on this machine and may not be created.
+    """
     store = embedded_store(uri)
     if store is not None and not create and not store.exists():
         raise UnavailableError(f"the embedded store {uri} is not on this machine; give --tracking.uri of a server")

@@ -1,4 +1,4 @@
-"""Finished students as registered models, which `mlflow.pyfunc` loads without this project."""
+"""Students as registered models, which `mlflow.pyfunc` loads without this project."""
 
 import hashlib
 import tempfile
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 import reddit_core
 from pipelines.model_card import ModelCard
 from pipelines.tracking.mlflow_backend import student_model
-from pipelines.tracking.mlflow_backend.client import connect, if_reached, patiently
+from pipelines.tracking.mlflow_backend.client import connect, log_if_undeliverable, upload_timeout
 from pipelines.tracking.mlflow_backend.runs import ensure_run
 from pipelines.tracking.run import RunHandle
 
 WEIGHTS_TAG = "reddit.weights_sha256"
-# What the code inside a registered model imports.
+# The packages that the code inside a registered model imports.
 MODEL_REQUIREMENTS = ("torch", "numpy", "safetensors", "jaxtyping")
 
 
@@ -33,44 +33,42 @@ def register_student(
     `mlflow.pyfunc.load_model(uri).predict(images)` enhances uint8 [N, H, W, 3]; its params are steps and seed.
 
     Args:
+        handle: the student's run.
         name: of the registered model, which gets a new version.
         weights: safetensors of the student.
         example: input example, uint8 [N, H, W, 3]; keep it small.
-        card: shown as the version's description, and `README.md` beside the model.
+        card: shown as the version's description, and as `README.md` of the model.
         seed: default seed of the sampler's noise.
 
     Returns:
-        `models:/NAME/VERSION`, or "" when tracking is off or the server is away (the log says so).
+        `models:/NAME/VERSION`, or "" when tracking is off or the server is away (which is logged).
     """
     if handle.request is None:
         return ""
     digest = hashlib.sha256(weights).hexdigest()
-    otherwise = "the student could not be registered; run the same command again to try once more"
-    with if_reached(handle.uri, otherwise), tempfile.TemporaryDirectory(prefix="reddit-model-") as folder:
+    message = "the student could not be registered; run the same command again to try once more"
+    with log_if_undeliverable(handle.uri, message):
         client = connect(handle.uri)
         run_id = ensure_run(client, handle)
-        for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-            if version.tags.get(WEIGHTS_TAG) == digest:
-                return f"models:/{name}/{version.version}"
-        model = _logged_model(client, run_id, digest)
-        _save_pyfunc(Path(folder), model.model_id, run_id, weights, example, card, seed)
-        with patiently():
-            client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
-        client.finalize_logged_model(model.model_id, "READY")
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        # By its location: "models:/ID" would be looked up on the process's default server, not on this one.
-        location, tags = model.artifact_location, {WEIGHTS_TAG: digest}
-        version = client.create_model_version(
-            name, location, run_id, tags, description=card.render(), model_id=model.model_id
-        )
-        return f"models:/{name}/{version.version}"
+        version = _find_version(client, name, run_id, digest)
+        if not version:
+            model = _find_or_create_model(client, run_id, digest)
+            _upload_model(client, model, run_id, weights, example, card, seed)
+            version = _create_version(client, name, model, run_id, digest, card)
+        return f"models:/{name}/{version}"
     return ""
 
 
-def _logged_model(client: MlflowClient, run_id: str, digest: str) -> LoggedModel:
-    """The run's model of these weights; an attempt that failed half-way has left one already."""
+def _find_version(client: MlflowClient, name: str, run_id: str, digest: str) -> str:
+    """The version of the registered model that holds these weights of this run; "" if there is none."""
+    for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        if version.tags.get(WEIGHTS_TAG) == digest:
+            return str(version.version)
+    return ""
+
+
+def _find_or_create_model(client: MlflowClient, run_id: str, digest: str) -> LoggedModel:
+    """The run's logged model of these weights, which an interrupted attempt may have created already."""
     experiment_id = client.get_run(run_id).info.experiment_id
     for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
         if model.tags.get(WEIGHTS_TAG) == digest:
@@ -78,28 +76,56 @@ def _logged_model(client: MlflowClient, run_id: str, digest: str) -> LoggedModel
     return client.create_logged_model(experiment_id, "student", run_id, tags={WEIGHTS_TAG: digest})
 
 
-def _save_pyfunc(
-    folder: Path,
-    model_id: str,
+def _upload_model(
+    client: MlflowClient,
+    model: LoggedModel,
     run_id: str,
     weights: bytes,
     example: NDArray[np.uint8],
     card: ModelCard,
     seed: int,
 ) -> None:
-    """Writes the model to `folder/model`: our code as files, the weights as they are."""
-    file = folder / "student.safetensors"
-    file.write_bytes(weights)
+    """Uploads the pyfunc's files to the logged model and marks it READY, as an output of the run."""
+    with tempfile.TemporaryDirectory(prefix="reddit-model-") as folder:
+        mlflow_model = Model(run_id=run_id, model_id=model.model_id)
+        files = _save_pyfunc(Path(folder), mlflow_model, weights, example, card, seed)
+        with upload_timeout():
+            client.log_model_artifacts(model.model_id, str(files))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def _save_pyfunc(
+    folder: Path, mlflow_model: Model, weights: bytes, example: NDArray[np.uint8], card: ModelCard, seed: int
+) -> Path:
+    """Writes the model to `folder/model`, our code as files and the weights unchanged; returns that path."""
+    weights_file, model_folder = folder / "student.safetensors", folder / "model"
+    weights_file.write_bytes(weights)
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
     params = ParamSchema([ParamSpec("steps", "integer", card.steps), ParamSpec("seed", "integer", seed)])
     mlflow.pyfunc.save_model(
-        folder / "model",
+        model_folder,
         loader_module=student_model.MODULE,
-        data_path=str(file),
+        data_path=str(weights_file),
         code_paths=[str(Path(reddit_core.__file__).parent), student_model.__file__],
-        mlflow_model=Model(run_id=run_id, model_id=model_id),
+        mlflow_model=mlflow_model,
         signature=ModelSignature(inputs=images, outputs=images, params=params),
         input_example=example,
         pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in MODEL_REQUIREMENTS],
     )
-    (folder / "model" / "README.md").write_text(card.render())
+    (model_folder / "README.md").write_text(card.render())
+    return model_folder
+
+
+def _create_version(
+    client: MlflowClient, name: str, model: LoggedModel, run_id: str, digest: str, card: ModelCard
+) -> str:
+    """Makes a logged model a new version of the registered model, which is created if it does not exist."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    # By its location: "models:/ID" would be looked up on the process's default server, not on this one.
+    location, tags = model.artifact_location, {WEIGHTS_TAG: digest}
+    version = client.create_model_version(
+        name, location, run_id, tags, description=card.render(), model_id=model.model_id
+    )
+    return str(version.version)

@@ -1,4 +1,4 @@
-"""The record of a run on the tracking server: found by its key, or else created; never twice."""
+"""Runs on the tracking server: found by their key, or created; never twice."""
 
 import json
 import uuid
@@ -9,74 +9,83 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipelines.redaction import redact
-from pipelines.tracking.outbox import RefusedError
+from pipelines.tracking.outbox import RejectedError
 from pipelines.tracking.run import InputData, RunHandle, RunRequest, embedded_store
 
 RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
-# One for each attempt to create a run: a slow server may be asked twice by MLflow's own retries, and make two.
+# A random ID of each attempt to create a run: MLflow's own retries may make a slow server create two.
 ATTEMPT_TAG = "reddit.attempt"
 DATASET_TAG = "mlflow.data.context"
-# Of what is read, `reddit.key.NAME`: the key of a cache, by which runs can be searched for.
+# `reddit.key.NAME` of each input dataset: the key of a cache, for example, by which runs can be searched for.
 INPUT_KEY_TAG = "reddit.key"
 ITEMS_PER_BATCH = 100
-DIGEST_LENGTH = 36  # what MLflow keeps of one
+DIGEST_LENGTH = 36  # MLflow's limit
 
 
 def ensure_run(client: MlflowClient, handle: RunHandle, *, resume: bool = True) -> str:
-    """The id of the handle's run, which is found and (`resume`) continued, or else created."""
+    """The ID of the handle's run, which is created if it does not exist.
+
+    An existing run is continued if `resume`: set to RUNNING, with the request's new params, tags and inputs added.
+
+    Raises:
+        RejectedError: if the experiment was deleted.
+        MlflowException: whatever the server answers; see `translated_errors`.
+    """
     if handle.run_id or handle.request is None:
         return handle.run_id
     request = handle.request
     experiment_id = _ensure_experiment(client, handle.uri, request.experiment)
-    if found := _runs_of(client, experiment_id, request):
-        first = _first_of(client, found)
-        return _continue_run(client, first, request) if resume else str(first.info.run_id)
-    tags = {**_tags_of(request), RUN_NAME_TAG: redact(request.name), RUN_KEY_TAG: request.key}
+    if found := _find_runs(client, experiment_id, request):
+        elected = _elect_run(client, found)
+        return _continue_run(client, elected, request) if resume else str(elected.info.run_id)
+    tags = {**_make_tags(request), RUN_NAME_TAG: redact(request.name), RUN_KEY_TAG: request.key}
     attempt = tags[ATTEMPT_TAG] = uuid.uuid4().hex
     if request.parent is not None and (parent_id := ensure_run(client, request.parent)):
         tags[PARENT_TAG] = parent_id
     shown_name = "/".join(redact(request.name).rstrip("/").split("/")[-2:])
     client.create_run(experiment_id, tags=tags, run_name=shown_name)
-    first = _first_of(client, _runs_of(client, experiment_id, request), attempt)
-    if first.data.tags.get(ATTEMPT_TAG) != attempt:  # somebody else created it at the same moment
-        return _continue_run(client, first, request)
-    run_id: str = first.info.run_id
+    elected = _elect_run(client, _find_runs(client, experiment_id, request), attempt)
+    if elected.data.tags.get(ATTEMPT_TAG) != attempt:  # another process created the run at the same moment
+        return _continue_run(client, elected, request)
+    run_id: str = elected.info.run_id
     _log_params(client, run_id, request.params)
     _log_inputs(client, run_id, request.inputs)
     return run_id
 
 
-def _runs_of(client: MlflowClient, experiment_id: str, request: RunRequest) -> Sequence[Run]:
+def _find_runs(client: MlflowClient, experiment_id: str, request: RunRequest) -> Sequence[Run]:
+    """The runs with the request's key, in an order that is the same for every process."""
     order = ["attributes.start_time", "attributes.run_id"]
     return client.search_runs(
         [experiment_id], f"tags.`{RUN_KEY_TAG}` = '{request.key}'", max_results=10, order_by=order
     )
 
 
-def _first_of(client: MlflowClient, runs: Sequence[Run], attempt: str = "") -> Run:
-    """The run that all agree on; those that were made beside it by its own attempt, or by this one, are deleted."""
-    first, *others = runs
+def _elect_run(client: MlflowClient, runs: Sequence[Run], attempt: str = "") -> Run:
+    """The first run of a key, which every process elects; deletes the duplicates of its own attempt and of this one."""
+    elected, *others = runs
     for run in others:
-        made = run.data.tags.get(ATTEMPT_TAG)
-        if made and made in (attempt, first.data.tags.get(ATTEMPT_TAG)):
+        made_by = run.data.tags.get(ATTEMPT_TAG)
+        if made_by and made_by in (attempt, elected.data.tags.get(ATTEMPT_TAG)):
             client.delete_run(run.info.run_id)
-    return first
+    return elected
 
 
 def _continue_run(client: MlflowClient, run: Run, request: RunRequest) -> str:
+    """Sets a run to RUNNING and adds what is new; a param whose value differs becomes a tag `changed.NAME`."""
     run_id: str = run.info.run_id
     client.update_run(run_id, status="RUNNING")
     known = run.data.params
     _log_params(client, run_id, {name: value for name, value in request.params.items() if name not in known})
     changed = {name: value for name, value in request.params.items() if known.get(name, value) != value}
-    tags = {**_tags_of(request), **{f"changed.{name}": value for name, value in changed.items()}}
+    tags = {**_make_tags(request), **{f"changed.{name}": value for name, value in changed.items()}}
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()][:ITEMS_PER_BATCH])
     seen = {(entry.dataset.name, entry.dataset.digest) for entry in (run.inputs.dataset_inputs if run.inputs else ())}
     _log_inputs(client, run_id, [data for data in request.inputs if (data.name, data.key[:DIGEST_LENGTH]) not in seen])
     return run_id
 
 
-def _tags_of(request: RunRequest) -> dict[str, str]:
+def _make_tags(request: RunRequest) -> dict[str, str]:
     return {**request.tags, **{f"{INPUT_KEY_TAG}.{data.name}": data.key for data in request.inputs}}
 
 
@@ -88,10 +97,10 @@ def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) ->
 
 def _log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[InputData]) -> None:
     if inputs:
-        client.log_inputs(run_id, [_dataset_of(data) for data in inputs])
+        client.log_inputs(run_id, [_make_dataset(data) for data in inputs])
 
 
-def _dataset_of(data: InputData) -> DatasetInput:
+def _make_dataset(data: InputData) -> DatasetInput:
     source = json.dumps({"url": redact(data.url)})
     dataset = Dataset(name=data.name, digest=data.key[:DIGEST_LENGTH], source_type="url", source=source)
     return DatasetInput(dataset, [InputTag(DATASET_TAG, data.name)])
@@ -105,12 +114,12 @@ def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
         location = (store.parent / "mlartifacts" / name).as_uri() if store is not None else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another process was quicker, or there is a real reason that comes again below
+        except MlflowException:  # another process was faster; any other reason is raised again below
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
-        raise RefusedError(
+        raise RejectedError(
             f"the MLflow experiment {name!r} was deleted; restore it there, or name another with --tracking.experiment"
         )
     return str(experiment.experiment_id)

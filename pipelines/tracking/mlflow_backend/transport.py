@@ -1,4 +1,4 @@
-"""Writing to a run: metrics, images, files and the machine's load."""
+"""Sends metrics, images and files to a run, and reads the machine's load."""
 
 import contextlib
 import logging
@@ -24,9 +24,9 @@ from PIL import Image
 
 from pipelines.redaction import redact
 from pipelines.tracking import spill
-from pipelines.tracking.mlflow_backend.client import connect, reaching
+from pipelines.tracking.mlflow_backend.client import connect, translated_errors
 from pipelines.tracking.mlflow_backend.runs import ensure_run
-from pipelines.tracking.outbox import RefusedError
+from pipelines.tracking.outbox import RejectedError
 from pipelines.tracking.run import RunHandle
 from pipelines.tracking.spill import File, Point
 from pipelines.tracking.writer import METRICS_PER_BATCH
@@ -37,10 +37,12 @@ logger = logging.getLogger(__name__)
 
 
 def send_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    """Sends metrics; MLflow stores equal points once."""
     client.log_batch(run_id, metrics=[Metric(*point) for point in points], synchronous=True)
 
 
 def send_file(client: MlflowClient, run_id: str, file: File) -> None:
+    """Sends an image or an artifact."""
     if file.pixels is not None:
         send_image(client, run_id, file, file.pixels)
     else:
@@ -48,7 +50,10 @@ def send_file(client: MlflowClient, run_id: str, file: File) -> None:
 
 
 def send_image(client: MlflowClient, run_id: str, file: File, pixels: NDArray[np.uint8]) -> None:
-    """What `log_image` does, but under a name that is the same however often it is tried: it is there once."""
+    """Like `MlflowClient.log_image`, with file names that depend on the image's name, step and time only.
+
+    So an image that is sent twice is stored once; `log_image` puts a random ID into the names.
+    """
     unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{file.name} {file.step} {file.timestamp_ms}")
     stem = f"{file.name.replace('/', '~')}+step+{file.step}+timestamp+{file.timestamp_ms}+{unique}"
     image = Image.fromarray(pixels)
@@ -59,39 +64,47 @@ def send_image(client: MlflowClient, run_id: str, file: File, pixels: NDArray[np
     client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, value=True)
 
 
-def send_unsent(client: MlflowClient, run_id: str, uri: str, output: str) -> None:
-    """Sends what waits beside a run's output; what the server will never take is given up, with a line in the log."""
+def send_spilled(client: MlflowClient, run_id: str, handle: RunHandle) -> None:
+    """Sends the data that was spilled below the output of a run, and deletes it there.
+
+    Data that the server rejects is dropped with a log line.
+
+    Raises:
+        UnavailableError: if the server is away; what was not sent stays.
+    """
+    assert handle.request is not None
     with tempfile.TemporaryDirectory(prefix="reddit-unsent-") as scratch:
-        for parcel in spill.parcels(output, Path(scratch)):
-            starts = range(0, len(parcel.points), METRICS_PER_BATCH)
-            batches = [parcel.points[start : start + METRICS_PER_BATCH] for start in starts]
-            sending: list[Callable[..., None]] = [partial(send_points, points=batch) for batch in batches]
-            sending += [partial(send_file, file=file) for file in parcel.files]
+        for batch in spill.load(handle.request.name, Path(scratch)):
+            starts = range(0, len(batch.points), METRICS_PER_BATCH)
+            parts = [batch.points[start : start + METRICS_PER_BATCH] for start in starts]
+            sending: list[Callable[..., None]] = [partial(send_points, points=part) for part in parts]
+            sending += [partial(send_file, file=file) for file in batch.files]
             for send in sending:
                 try:
-                    with reaching(uri):
+                    with translated_errors(handle.uri):
                         send(client, run_id)
-                except RefusedError as error:
-                    logger.warning("given up, since %s will not take it (%s)", redact(uri), error)
-            spill.delete(parcel)
+                except RejectedError as error:
+                    logger.warning("given up, since %s will not take it (%s)", redact(handle.uri), error)
+            spill.delete(batch)
 
 
-class RunLink:
-    """The way to one run, for a `BufferedWriter`; connects when it is first used, so not in the caller's time."""
+class MlflowTransport:
+    """The `RunTransport` to a handle's run. It connects on first use, so in a thread of the writer."""
 
     def __init__(self, handle: RunHandle) -> None:
-        self.where = redact(handle.uri)
-        self._handle = handle
+        assert handle.request is not None
+        self.server = redact(handle.uri)
+        self._handle, self._output = handle, handle.request.name
         self._run_id = ""
         self._client: MlflowClient | None = None
         self._connecting = threading.Lock()
         self._monitors: list[Any] = []
         for monitor in MONITORS:
-            with contextlib.suppress(RuntimeError):  # a monitor's word for "no GPU on this machine"
+            with contextlib.suppress(RuntimeError):  # raised by the GPU monitor on a machine without GPUs
                 self._monitors.append(monitor())
 
-    def _reach(self) -> tuple[MlflowClient, str]:
-        """The client and the run's id; the run is started here if the driver could not."""
+    def _connect(self) -> tuple[MlflowClient, str]:
+        """The client and the run's ID; the run is created here if the driver could not."""
         with self._connecting:
             if self._client is None:
                 self._client = connect(self._handle.uri)
@@ -99,29 +112,27 @@ class RunLink:
             return self._client, self._run_id
 
     def send_metrics(self, points: Sequence[Point]) -> None:
-        with reaching(self._handle.uri):
-            send_points(*self._reach(), points)
+        with translated_errors(self._handle.uri):
+            send_points(*self._connect(), points)
 
     def send_file(self, file: File) -> None:
-        with reaching(self._handle.uri):
-            send_file(*self._reach(), file)
+        with translated_errors(self._handle.uri):
+            send_file(*self._connect(), file)
 
-    def keep(self, points: Sequence[Point], files: Sequence[File]) -> bool:
-        assert self._handle.request is not None
+    def spill(self, points: Sequence[Point], files: Sequence[File]) -> bool:
         try:
-            spill.save(self._handle.request.name, points, files)
+            spill.save(self._output, points, files)
         except (OSError, ValueError) as error:
-            logger.warning("they could not be kept at %s either (%s)", redact(self._handle.request.name), error)
+            logger.warning("they could not be kept at %s either (%s)", redact(self._output), error)
             return False
         return True
 
-    def send_kept(self) -> None:
-        assert self._handle.request is not None
-        with reaching(self._handle.uri):
-            send_unsent(*self._reach(), self._handle.uri, self._handle.request.name)
+    def send_spilled(self) -> None:
+        with translated_errors(self._handle.uri):
+            send_spilled(*self._connect(), self._handle)
 
     def read_load(self) -> dict[str, float]:
-        """`system/...`, the names under which MLflow's own monitors log."""
+        """The load by the names of MLflow's own monitors, `system/...`."""
         values: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()
