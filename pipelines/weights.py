@@ -16,17 +16,20 @@ from reddit_core.networks.sr3_unet import use_channels_last
 from reddit_core.weights import UNetFile, decode_unet, encode_unet, is_pth
 
 
-def load_unet(url: str, norm_groups: int = 32) -> UNetFile:
-    """Reads weights of this project or a released `.pth`; `norm_groups` counts only for the latter.
+def load_unet(url: str) -> UNetFile:
+    """Reads weights of this project, or a released `.pth` whose GroupNorm layers have 32 groups.
 
     Raises:
         ValueError: naming the URL, if there is nothing there or it holds no U-Net that is understood.
     """
-    return load_hashed_unet(url, norm_groups)[0]
+    return load_hashed_unet(url)[0]
 
 
 def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
-    """As `load_unet`, with the SHA-256 of the very bytes that were read."""
+    """As `load_unet`, with the SHA-256 of the bytes that were read.
+
+    `norm_groups` applies to a released `.pth` only, which does not record the number of groups (`jobs/convert.py`).
+    """
     try:
         data = storage.read_bytes(url)
     except (FileNotFoundError, IsADirectoryError):
@@ -35,12 +38,14 @@ def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
         return decode_unet(data, norm_groups), hashlib.sha256(data).hexdigest()
     except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
+        if "norm_groups" in reason and is_pth(data):
+            reason = f"{reason}: jobs/convert.py --norm-groups N reads a .pth with another number of groups"
         raise ValueError(f"the weights at {url} cannot be used: {reason}") from None
 
 
-def load_for_inference(url: str, norm_groups: int, device: torch.device | str, precision: Precision) -> UNetFile:
+def load_for_inference(url: str, device: torch.device | str, precision: Precision) -> UNetFile:
     """As `load_unet`, on a device, and laid out there for forwards that are not trained through."""
-    file = load_unet(url, norm_groups)
+    file = load_unet(url)
     use_channels_last(file.unet.to(device), bf16=precision == "bf16")
     return file
 

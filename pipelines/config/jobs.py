@@ -145,8 +145,6 @@ class PrecomputeConfig:
     """Records per teacher evaluation; fixed, since it can show in the last bit."""
     precision: Precision = "fp32"
     """bf16 runs the teacher under autocast."""
-    norm_groups: int = 32
-    """GroupNorm groups of a released .pth, which does not say."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     verify: bool = False
     """Only re-check every checksum of the caches that are there."""
@@ -188,8 +186,6 @@ class DistillConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    norm_groups: int = 32
-    """GroupNorm groups of a released .pth, which does not say."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

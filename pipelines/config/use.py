@@ -39,8 +39,6 @@ class EvaluateConfig:
     """URLs of VGG16 and AlexNet state dicts, for LPIPS over each; without the lin0 to lin4 weights of the LPIPS release
     in it, a file's figure is called uniform, and is not that of publications."""
     precision: Precision = "fp32"
-    norm_groups: int = 32
-    """GroupNorm groups of a released .pth, which does not say."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -74,8 +72,6 @@ class EnhanceConfig:
     """Pixels over which neighbouring tiles are blended, at most a quarter of a tile."""
     compare: bool = False
     """Also write the input and the result side by side."""
-    norm_groups: int = 32
-    """GroupNorm groups of a released .pth, which does not say."""
     precision: Precision = "fp32"
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
@@ -99,9 +95,26 @@ class ExportConfig:
     """URL of the folder to write student.onnx, student.pt2 and the model card to."""
     steps: int = 0
     """Sampling steps; 0 takes the number that the weights were distilled for."""
-    norm_groups: int = 32
-    """GroupNorm groups of a released .pth, which does not say."""
 
     def __post_init__(self) -> None:
         make_absolute(self, "weights", "output")
         require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Convert a released .pth, once, into safetensors that every job reads."""
+
+    weights: str
+    """URL of the released .pth."""
+    output: str
+    """URL of the folder to write weights.safetensors to."""
+    norm_groups: int = 32
+    """GroupNorm groups of the network, which a .pth does not record."""
+    steps: int = 0
+    """Sampling steps that the network was distilled for, recorded with the weights; 0 records none."""
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "weights", "output")
+        require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}, but must be at least 1; 32 is usual")
+        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 records none")

@@ -48,7 +48,7 @@ def find_work(config: EnhanceConfig) -> Work:
         "photographs": redact(root),
         "weights_sha256": sha256,
         "steps": steps,
-        **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "norm_groups", "precision")},
+        **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "precision")},
     }
     present = set(storage.list_files(config.output))
     if SETTINGS in present:
@@ -88,7 +88,7 @@ def steps_of(config: EnhanceConfig) -> tuple[int, str]:
     Raises:
         ValueError: if the weights do not say and nobody else does, or the number does not suit the schedule.
     """
-    file = load_unet(config.weights, config.norm_groups)
+    file = load_unet(config.weights)
     steps = config.steps or int(file.facts.get("num_steps", 0))
     if not steps:
         raise ValueError(f"{config.weights} does not say for how many steps it was distilled; add --steps N, such as 2")
@@ -214,7 +214,7 @@ def plan_enhance(config: EnhanceConfig) -> Report:
 def seconds_per_megapixel(config: EnhanceConfig, steps: int) -> float:
     """Measured on a small picture in one piece, on this machine's CPU; the second of two runs."""
     torch.set_num_threads(torch_threads(config.compute))
-    file = load_unet(config.weights, config.norm_groups)
+    file = load_unet(config.weights)
     picture = np.random.default_rng(0).integers(0, 64, (MEASURED_SIDE, MEASURED_SIDE, 3), dtype=np.uint8)
     for _ in range(2):
         started = time.perf_counter()

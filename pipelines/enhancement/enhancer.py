@@ -50,7 +50,7 @@ class Enhancer:
     def __init__(self, config: EnhanceConfig, work: Work, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
         self.config, self.work = config, work
-        file = load_for_inference(config.weights, config.norm_groups, device, config.precision)
+        file = load_for_inference(config.weights, device, config.precision)
         self.unet, self.schedule = file.unet, file.schedule
         self.network_is_free = threading.Lock()
 

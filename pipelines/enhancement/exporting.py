@@ -86,7 +86,7 @@ def prepare(config: ExportConfig) -> tuple[UNetFile, int]:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"export needs {', '.join(missing)}; install them with pip install 'reddit-on-ray[export]'")
-    file = load_unet(config.weights, config.norm_groups)
+    file = load_unet(config.weights)
     steps = config.steps or int(file.facts.get("num_steps", 0))
     if not steps:
         raise ValueError(f"{config.weights} does not say for how many steps it was distilled; add --steps N, such as 2")

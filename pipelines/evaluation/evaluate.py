@@ -51,7 +51,7 @@ def fingerprint(config: EvaluateConfig, methods: Iterable[Method]) -> dict[str, 
     """What decides the figures: the data, the weights by hash, and the settings of the evaluation."""
     urls = {method.key: method.url for method in methods if method.url} | {redact(url): url for url in config.lpips}
     sha256 = {key: hashlib.sha256(read_weights(url)).hexdigest() for key, url in urls.items()}
-    names = ("split", "seeds", "limit", "mode", "precision", "shown", "norm_groups")
+    names = ("split", "seeds", "limit", "mode", "precision", "shown")
     settings = json.loads(json.dumps({name: getattr(config, name) for name in names}))
     manifest = shards.read_manifest(config.pairs, "pairs")
     pairs = {"pairs_key": manifest.key, "pairs_shards": shards_hash(split_shards(manifest, config.split))}
@@ -69,7 +69,7 @@ def check_weights(config: EvaluateConfig, methods: Iterable[Method]) -> None:
     """Refuses weights and LPIPS backbones that the actors could not use, before there are any."""
     for method in methods:
         if method.url:
-            load_unet(method.url, config.norm_groups).schedule.grid(method.steps)
+            load_unet(method.url).schedule.grid(method.steps)
     load_distances(config.lpips)
 
 

@@ -90,7 +90,7 @@ class Judge:
         self.config, self.images, self.parts, self.device = config, images, parts, torch.device(device)
         self.methods, self.shown = methods_of(config), shown_methods(config)
         urls = {method.url for method in self.methods if method.url}
-        self.files = {url: load_for_inference(url, config.norm_groups, device, config.precision) for url in urls}
+        self.files = {url: load_for_inference(url, device, config.precision) for url in urls}
         self.distances = {name: lpips.to(self.device) for name, lpips in load_distances(config.lpips).items()}
         for method in self.methods:
             self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)

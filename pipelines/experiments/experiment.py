@@ -104,7 +104,6 @@ def experiment(config: ExperimentConfig) -> Report:
                 limit=config.limit,
                 lpips=(config.distill.lpips,) if config.distill.lpips else (),
                 precision=config.distill.optim.precision,
-                norm_groups=config.distill.norm_groups,
                 compute=config.distill.compute,
                 tracking=config.distill.tracking,
             )

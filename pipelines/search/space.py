@@ -21,7 +21,7 @@ DIMENSION = re.compile(r"^\s*([a-z_.]+)\s*=\s*(uniform|loguniform|choice)\(([^()
 TERM = re.compile(r"\s*([+-]?)\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([a-z_]+)\s*")
 # What a trial may not change: where things are, and what makes trials comparable or their one cache shared.
 FIXED = ("cache", "teacher", "output", "pairs", "lpips", "stages", "progressive", "trajectories", "segment")
-FIXED_PARTS = (*FIXED, "tracking", "compute", "checkpoint", "norm_groups", "optim.steps")
+FIXED_PARTS = (*FIXED, "tracking", "compute", "checkpoint", "optim.steps")
 METRICS = ("psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean")
 SHARPNESS_GAP = "sharpness_gap"
 

@@ -66,7 +66,7 @@ class DistillObjective:
         return load_lpips(self.config.lpips) if self.config.loss.perceptual else None
 
     def begin(self, context: StageContext) -> UNet:
-        start = load_unet(self.config.teacher, self.config.norm_groups)
+        start = load_unet(self.config.teacher)
         self.schedule, self.prediction = start.schedule, start.unet.config.prediction
         self.teacher = self.stage_teacher(context)
         if self.lpips:
@@ -84,7 +84,7 @@ class DistillObjective:
             url = storage.join(self.config.output, student_name(self.config.stages[context.stage_index - 1]))
         else:
             url = self.config.teacher
-        return load_for_inference(url, self.config.norm_groups, context.device, self.config.optim.precision).unet
+        return load_for_inference(url, context.device, self.config.optim.precision).unet
 
     def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         device = context.device
@@ -131,7 +131,7 @@ def make_stream(config: DistillConfig) -> Stream:
     Raises:
         ValueError: if a stage's cache is missing, or was made with other settings; each is named.
     """
-    teacher, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
+    teacher, sha256 = load_hashed_unet(config.teacher)
     check_crop(config.segment, teacher.unet)
     read_stage = cached_stage if config.trajectories == "cache" else computed_stage
     optim = config.optim

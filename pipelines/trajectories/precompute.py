@@ -64,7 +64,7 @@ class StagePlan:
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
     """What each stage's cache consists of and which shards of it are there already."""
     manifest = shards.read_manifest(config.pairs, "pairs")
-    file, sha256 = load_hashed_unet(config.teacher, config.norm_groups)
+    file, sha256 = load_hashed_unet(config.teacher)
     check_crop(config.segment, file.unet)
     record_shards = plan_shards(manifest, config.split, config.segment, config.records_per_shard)
     plans = []

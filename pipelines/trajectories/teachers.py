@@ -66,7 +66,7 @@ class TeacherActor:
         threads = steady_threads(config.compute)
         self.config = config
         self.teacher = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.unet = load_for_inference(config.teacher, config.norm_groups, device, config.precision).unet
+        self.unet = load_for_inference(config.teacher, device, config.precision).unet
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         (task,), (data,) = batch["task"], batch["records"]
@@ -97,7 +97,7 @@ class StreamingTeacher:
     def __init__(self, config: DistillConfig, rows: int, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
         self.precision, self.rows = config.optim.precision, rows
-        self.unet = load_for_inference(config.teacher, config.norm_groups, device, self.precision).unet
+        self.unet = load_for_inference(config.teacher, device, self.precision).unet
 
     def __call__(self, batch: Batch) -> Batch:
         parts = []
