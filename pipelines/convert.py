@@ -53,7 +53,7 @@ def read(config: ConvertConfig) -> tuple[UNetFile, bool]:
     if done:
         there = load_unet(url)
         made = {**there.facts, "norm_groups": there.unet.config.norm_groups}
-        shards.refuse_mismatch(made, {**facts, "norm_groups": config.norm_groups}, url)
+        shards.require_match(made, {**facts, "norm_groups": config.norm_groups}, url)
     return replace(file, facts=facts), done
 
 

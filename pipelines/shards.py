@@ -113,7 +113,7 @@ def shards_hash(entries: Sequence[ShardEntry]) -> str:
     return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
 
 
-def refuse_mismatch(found: Mapping[str, Any], wanted: Mapping[str, Any], url: str) -> None:
+def require_match(found: Mapping[str, Any], wanted: Mapping[str, Any], url: str) -> None:
     """Raises a ValueError that names every field in which a cache differs from what was asked for."""
     differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     if differing:

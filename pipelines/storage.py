@@ -107,7 +107,7 @@ def join(url: str, *parts: str) -> str:
     return posixpath.join(resolve(url), *parts)
 
 
-def name_of(url: str) -> str:
+def base_name(url: str) -> str:
     return posixpath.basename(resolve(url))
 
 
@@ -150,7 +150,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 
 @_with_retries
-def size_of(url: str) -> int:
+def file_size(url: str) -> int:
     """Bytes of a file."""
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()

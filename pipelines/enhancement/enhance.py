@@ -53,7 +53,7 @@ def find_work(config: EnhanceConfig) -> Work:
     present = set(storage.list_files(config.output))
     if SETTINGS in present:
         made = json.loads(storage.read_bytes(storage.join(config.output, SETTINGS)))
-        shards.refuse_mismatch(made, settings, f"what was enhanced at {config.output}")
+        shards.require_match(made, settings, f"what was enhanced at {config.output}")
     elif taken := present.intersection(names):
         raise ValueError(f"{config.output} holds a file {min(taken)}, and no job made it; give another folder")
     missing = [name for name in names if not set(results_of(config, name)) <= present]

@@ -125,7 +125,7 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
         OSError: if storage could not be read or written.
     """
     there = set(storage.list_files(parts))
-    missing = [i for i in range(len(images)) if storage.name_of(part_url(parts, i)) not in there]
+    missing = [i for i in range(len(images)) if storage.base_name(part_url(parts, i)) not in there]
     if not missing:
         return
     judged = (row for part in rounds(missing) for row in judging(config, images, parts, part).iter_rows())

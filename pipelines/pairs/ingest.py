@@ -27,14 +27,14 @@ from pipelines.pairs.ray_tasks import (
 from pipelines.pairs.scenes import Assignment
 from pipelines.pairs.steps import (
     QUARANTINE,
-    Work,
+    Inventory,
     assign_splits,
     check_share,
     clear_folder,
-    find_work,
-    plan_shards,
+    plan_pair_shards,
     run_shards,
     run_survey,
+    take_inventory,
     write_quarantine,
 )
 from pipelines.reporting import Report
@@ -55,46 +55,46 @@ def ingest(config: IngestConfig) -> Report:
         OSError: if storage fails for longer than retries last; a rerun goes on.
     """
     started = time.perf_counter()
-    work = find_work(config)
-    if work.done is not None and not work.sources:
-        clear(config.output, work.done)
-        return finish(config, summary(work, work.done, "already done"))
+    inventory = take_inventory(config)
+    if inventory.done is not None and not inventory.sources:
+        clear(config.output, inventory.done)
+        return finish(config, summary(inventory, inventory.done, "already done"))
     storage.check_writable(config.output)
-    surveyed = run_survey(work)
+    surveyed = run_survey(inventory)
     usable = [row for row in surveyed.values() if not row.problem]
     broken = {
-        **{pair.pair_id: pair.problem for pair in work.sources.values() if pair.problem},
+        **{pair.pair_id: pair.problem for pair in inventory.sources.values() if pair.problem},
         **{row.pair_id: row.problem for row in surveyed.values() if row.problem},
     }
-    assignment = assign_splits(work, usable)
-    write_quarantine(work, broken, assignment.left_out)
-    check_share(work, broken)
-    results = run_shards(work, plan_shards(work, usable, assignment.splits))
+    assignment = assign_splits(inventory, usable)
+    write_quarantine(inventory, broken, assignment.left_out)
+    check_share(inventory, broken)
+    results = run_shards(inventory, plan_pair_shards(inventory, usable, assignment.splits))
     for result in results:
         broken.update(result.broken)
-    write_quarantine(work, broken, assignment.left_out)
-    check_share(work, broken)
-    manifest = commit(work, results, surveyed, assignment, broken)
+    write_quarantine(inventory, broken, assignment.left_out)
+    check_share(inventory, broken)
+    manifest = commit(inventory, results, surveyed, assignment, broken)
     num_new = sum(len(result.sha256) for result in results)
     seconds = time.perf_counter() - started
     figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
-    return finish(config, summary(work, manifest, "ingested" if num_new else "already done", figures))
+    return finish(config, summary(inventory, manifest, "ingested" if num_new else "already done", figures))
 
 
 def commit(
-    work: Work,
+    inventory: Inventory,
     results: Sequence[ShardResult],
     surveyed: Mapping[str, Surveyed],
     assignment: Assignment,
     broken: Mapping[str, str],
 ) -> Manifest:
     """Writes index and manifest, and clears away what only an unfinished job needs."""
-    output = work.config.output
+    output = inventory.config.output
     new = [result.entry for result in results if result.entry]
-    entries = [*(work.done.shards if work.done else ()), *new]
+    entries = [*(inventory.done.shards if inventory.done else ()), *new]
     if not entries:
-        raise ValueError(f"none of the {work.num_listed} pairs is usable; see {storage.join(output, QUARANTINE)}")
-    rows = dict(work.known)
+        raise ValueError(f"none of the {inventory.num_listed} pairs is usable; see {storage.join(output, QUARANTINE)}")
+    rows = dict(inventory.known)
     for result in results:
         for pair_id, sha256 in result.sha256.items():
             rows[pair_id] = IndexRow(
@@ -104,11 +104,11 @@ def commit(
                 shard=result.name,
                 sha256=sha256,
                 normal_sha256=surveyed[pair_id].normal_sha256,
-                layout_scene=work.sources[pair_id].scene,
+                layout_scene=inventory.sources[pair_id].scene,
             )
     manifest = Manifest(
         kind="pairs",
-        spec=work.spec,
+        spec=inventory.spec,
         shards=tuple(entries),
         facts=manifest_facts(rows.values(), len(broken), len(assignment.left_out)),
     )
@@ -140,14 +140,14 @@ def clear(output: str, manifest: Manifest) -> None:
         clear_folder(storage.join(output, folder))
 
 
-def summary(work: Work, manifest: Manifest, title: str, figures: Mapping[str, Any] | None = None) -> Report:
+def summary(inventory: Inventory, manifest: Manifest, title: str, figures: Mapping[str, Any] | None = None) -> Report:
     """Pairs, scenes and shards per split, and what was not taken."""
-    output, counts = work.config.output, manifest.facts
+    output, counts = inventory.config.output, manifest.facts
     facts = {"key": manifest.key, "broken": counts["broken"], "left out": counts["left_out"]}
     if counts["broken"] or counts["left_out"]:
         facts["reasons"] = storage.join(output, QUARANTINE)
-    if work.num_gone:
-        facts["no longer in the source (kept)"] = work.num_gone
+    if inventory.num_gone:
+        facts["no longer in the source (kept)"] = inventory.num_gone
     rows = [
         {
             "split": split,
@@ -206,14 +206,14 @@ def duplicates_between(url_a: str, url_b: str) -> list[dict[str, str]]:
 
 def plan_ingest(config: IngestConfig) -> Report:
     """What `ingest` would do (`--dry-run`): reads a few pairs to estimate bytes and time, and writes nothing."""
-    work = find_work(config)
-    whole = [pair for pair in work.sources.values() if not pair.problem]
+    inventory = take_inventory(config)
+    whole = [pair for pair in inventory.sources.values() if not pair.problem]
     sample = measure(config, whole)
     cpus = usable_cpus()
     facts = {
-        "already ingested": len(work.known),
+        "already ingested": len(inventory.known),
         "to ingest": len(whole),
-        "broken as listed": len(work.sources) - len(whole),
+        "broken as listed": len(inventory.sources) - len(whole),
         "shards, about": math.ceil(len(whole) / config.pairs_per_shard),
         "MB, about": sample.bytes_per_pair * len(whole) / 1e6,
         "minutes, about": sample.seconds_per_pair * len(whole) / cpus / 60,
@@ -221,7 +221,7 @@ def plan_ingest(config: IngestConfig) -> Report:
     }
     by_split: dict[str, int] = defaultdict(int)
     for pair in whole:
-        by_split[work.fixed.get(pair.pair_id, pair.split) or "drawn by scene: train or validation"] += 1
+        by_split[inventory.fixed.get(pair.pair_id, pair.split) or "drawn by scene: train or validation"] += 1
     rows = [{"split": split, "pairs": count} for split, count in sorted(by_split.items())]
     return Report(
         title=f"plan: {len(whole)} pairs of layout {config.layout} into {config.output}", rows=rows, facts=facts

@@ -62,15 +62,17 @@ def list_pairs(config: IngestConfig) -> list[PairSource]:
             f"{redact(config.source or config.low)} holds no pairs of layout {config.layout} "
             f"({describe(config.layout)}); check --source and --layout"
         )
-    return sorted(refuse_repeats(pairs), key=lambda pair: pair.pair_id)
+    return sorted(mark_repeats(pairs), key=lambda pair: pair.pair_id)
 
 
-def refuse_repeats(pairs: Iterable[PairSource]) -> list[PairSource]:
+def mark_repeats(pairs: Iterable[PairSource]) -> list[PairSource]:
     """One pair per `pair_id`; where two files come to the same one, it has that as its problem."""
     by_id: dict[str, PairSource] = {}
     for pair in pairs:
         first = by_id.get(pair.pair_id)
-        problem = f"several files claim it: {storage.name_of(first.low)}, {storage.name_of(pair.low)}" if first else ""
+        problem = (
+            f"several files claim it: {storage.base_name(first.low)}, {storage.base_name(pair.low)}" if first else ""
+        )
         by_id[pair.pair_id] = replace(first, problem=problem) if first else pair
     return list(by_id.values())
 
@@ -183,7 +185,7 @@ def list_two_folders(low: str, normal: str, pattern: str) -> list[PairSource]:
             key = (found and found.group(1)) if pattern else without_extension(name)
             if not key:
                 problem = f"its name does not match the pattern {pattern!r}"
-                unnamed.append(PairSource(pair_id=f"{storage.name_of(url)}/{name}", problem=problem))
+                unnamed.append(PairSource(pair_id=f"{storage.base_name(url)}/{name}", problem=problem))
                 continue
             side[key].append(name)
     found_pairs = match(low, normal, sides[0], sides[1], many_lows=bool(pattern), many_normals=False)

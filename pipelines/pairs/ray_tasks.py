@@ -61,7 +61,7 @@ class Surveyed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class IngestTask:
     """Pairs that are dealt with together: a piece of the survey, or a shard (of one split)."""
 
     name: str
@@ -95,11 +95,11 @@ class ShardResult:
 Result = TypeVar("Result")
 
 
-def surveyed_from(rows: list[dict[str, Any]]) -> list[Surveyed]:
+def parse_surveyed(rows: list[dict[str, Any]]) -> list[Surveyed]:
     return [Surveyed(**row) for row in rows]
 
 
-def result_from(document: dict[str, Any]) -> ShardResult:
+def parse_result(document: dict[str, Any]) -> ShardResult:
     entry = shards.ShardEntry(**document["entry"]) if document["entry"] else None
     return ShardResult(**{**document, "entry": entry})
 
@@ -136,7 +136,7 @@ def load(data: bytes | ValueError) -> Image.Image:
     return images.load(data)
 
 
-def survey(task: Task, output: str) -> list[Surveyed]:
+def survey(task: IngestTask, output: str) -> list[Surveyed]:
     """Reads, decodes and fingerprints the normal images of some pairs."""
     files = fetch_all([member.normal for member in task.members])
     rows = [survey_one(member, data) for member, data in zip(task.members, files, strict=True)]
@@ -161,7 +161,7 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
     )
 
 
-def write_pairs(task: Task, output: str, darkening: Darkening | None) -> ShardResult:
+def write_pairs(task: IngestTask, output: str, darkening: Darkening | None) -> ShardResult:
     """Reads the images of one shard's pairs and writes those that are usable."""
     rows: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
@@ -219,8 +219,8 @@ def read_result(output: str, name: str) -> ShardResult:
     return ShardResult(name=name, entry=shards.read_commit_record(output, name), **piece)
 
 
-def run_tasks(
-    function: Callable[[Task], Result], parse: Callable[[Any], Result], tasks: Sequence[Task], what: str
+def run_ingest_tasks(
+    function: Callable[[IngestTask], Result], parse: Callable[[Any], Result], tasks: Sequence[IngestTask], what: str
 ) -> Iterator[Result]:
     """Results of a function over tasks, as they come; shows the rate and the time left.
 
@@ -236,7 +236,7 @@ def run_tasks(
     def work(row: dict[str, Any]) -> dict[str, Any]:
         members = tuple(Surveyed(**member) for member in row["members"])
         try:
-            result = function(Task(name=row["name"], members=members, split=row["split"]))
+            result = function(IngestTask(name=row["name"], members=members, split=row["split"]))
         except OSError as error:  # Ray Data would bury it under its own traces
             return {"num_pairs": len(members), "result": "", "error": f"{type(error).__name__}: {error}"}
         return {"num_pairs": len(members), "result": json.dumps(result, default=asdict), "error": ""}

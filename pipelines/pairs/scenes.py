@@ -41,7 +41,7 @@ class Assignment:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def labels_of(normal_sha256: str, layout_scene: str) -> tuple[str, ...]:
+def scene_labels(normal_sha256: str, layout_scene: str) -> tuple[str, ...]:
     """The labels of a pair; the layout's scene comes first in order, so that it names the scene."""
     return (f"layout:{layout_scene}", f"normal:{normal_sha256}") if layout_scene else (f"normal:{normal_sha256}",)
 
@@ -88,7 +88,7 @@ def assign(members: Sequence[Member], validation_share: float, seed: int) -> Ass
     left_out: dict[str, str] = {}
     for scene, together in group(members).items():
         scenes.update((member.pair_id, scene) for member in together)
-        owners = owners_of(together)
+        owners = split_owners(together)
         split = next(iter(owners)) if len(owners) == 1 else draw(scene, validation_share, seed)
         for member in together:
             if member.committed:
@@ -101,7 +101,7 @@ def assign(members: Sequence[Member], validation_share: float, seed: int) -> Ass
     return Assignment(splits=splits, scenes=scenes, left_out=left_out)
 
 
-def owners_of(together: Sequence[Member]) -> dict[str, str]:
+def split_owners(together: Sequence[Member]) -> dict[str, str]:
     """The splits that a scene's pairs already have, by commitment or else as given, each with one such pair.
 
     More than one is possible only for committed pairs, when a new pair links what were two scenes.

@@ -18,7 +18,7 @@ from pipelines.config.jobs import IngestConfig
 from pipelines.pairs import layouts, ray_tasks, scenes, tables
 from pipelines.pairs.index import IndexRow, read_index
 from pipelines.pairs.layouts import PairSource
-from pipelines.pairs.ray_tasks import CHANGED, READERS, SURVEY, Darkening, ShardResult, Surveyed, Task
+from pipelines.pairs.ray_tasks import CHANGED, READERS, SURVEY, Darkening, IngestTask, ShardResult, Surveyed
 from pipelines.pairs.scenes import Assignment, Member
 from pipelines.redaction import redact
 from pipelines.shards import Manifest
@@ -29,7 +29,7 @@ MOST_NORMAL_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Inventory:
     """What an ingest finds when it starts.
 
     Attributes:
@@ -73,7 +73,7 @@ def pair_spec(config: IngestConfig) -> dict[str, Any]:
     return spec
 
 
-def find_work(config: IngestConfig) -> Work:
+def take_inventory(config: IngestConfig) -> Inventory:
     """Lists the source and what the output already has.
 
     Raises:
@@ -87,13 +87,15 @@ def find_work(config: IngestConfig) -> Work:
     known: dict[str, IndexRow] = {}
     if storage.exists(storage.join(config.output, shards.MANIFEST)):
         done = shards.read_manifest(config.output, "pairs")
-        shards.refuse_mismatch(done.spec, spec, config.output)
+        shards.require_match(done.spec, spec, config.output)
         known = read_index(config.output, done)
     listed = layouts.list_pairs(config)
     fixed = tables.read_splits(config.splits) if config.splits else {}
     check_fixed(config, fixed, listed, known)
     sources = {pair.pair_id: pair for pair in listed if pair.pair_id not in known}
-    return Work(config=config, spec=spec, done=done, known=known, sources=sources, fixed=fixed, num_listed=len(listed))
+    return Inventory(
+        config=config, spec=spec, done=done, known=known, sources=sources, fixed=fixed, num_listed=len(listed)
+    )
 
 
 def check_fixed(
@@ -113,24 +115,27 @@ def check_fixed(
             )
 
 
-def run_survey(work: Work) -> dict[str, Surveyed]:
+def run_survey(inventory: Inventory) -> dict[str, Surveyed]:
     """The normal images of all new pairs, read once; what a killed job read already is not read again."""
-    config = work.config
+    config = inventory.config
     known: dict[str, Surveyed] = {}
     folder = storage.join(config.output, SURVEY)
-    for found in read_survey(folder, work.key):
-        pair = work.sources.get(found.pair_id)
+    for found in read_survey(folder, inventory.key):
+        pair = inventory.sources.get(found.pair_id)
         # Broken images are looked at again: they may have been mended meanwhile.
         if pair and pair.normal == found.normal and not found.problem:
             known[pair.pair_id] = replace(found, low=pair.low)
     missing = [
         Surveyed(pair_id=pair.pair_id, low=pair.low, normal=pair.normal)
-        for pair in work.sources.values()
+        for pair in inventory.sources.values()
         if not pair.problem and pair.pair_id not in known
     ]
-    tasks = [Task(name=f"{work.key}-{digest(part)}", members=part) for part in chunks(missing, config.pairs_per_shard)]
+    tasks = [
+        IngestTask(name=f"{inventory.key}-{digest(part)}", members=part)
+        for part in chunks(missing, config.pairs_per_shard)
+    ]
     survey = partial(ray_tasks.survey, output=config.output)
-    for rows in ray_tasks.run_tasks(survey, ray_tasks.surveyed_from, tasks, "reading normal images"):
+    for rows in ray_tasks.run_ingest_tasks(survey, ray_tasks.parse_surveyed, tasks, "reading normal images"):
         known.update((row.pair_id, row) for row in rows)
     return known
 
@@ -163,49 +168,49 @@ def digest(members: Iterable[Surveyed], *more: str) -> str:
     return hashlib.sha256("\n".join([*names, *more]).encode()).hexdigest()[:12]
 
 
-def assign_splits(work: Work, usable: Sequence[Surveyed]) -> Assignment:
+def assign_splits(inventory: Inventory, usable: Sequence[Surveyed]) -> Assignment:
     committed = [
         Member(
             pair_id=row.pair_id,
-            labels=scenes.labels_of(row.normal_sha256, row.layout_scene),
+            labels=scenes.scene_labels(row.normal_sha256, row.layout_scene),
             split=row.split,
             committed=True,
         )
-        for row in work.known.values()
+        for row in inventory.known.values()
     ]
     new = [
         Member(
             pair_id=row.pair_id,
-            labels=scenes.labels_of(row.normal_sha256, work.sources[row.pair_id].scene),
-            split=work.fixed.get(row.pair_id, work.sources[row.pair_id].split),
+            labels=scenes.scene_labels(row.normal_sha256, inventory.sources[row.pair_id].scene),
+            split=inventory.fixed.get(row.pair_id, inventory.sources[row.pair_id].split),
         )
         for row in usable
     ]
-    return scenes.assign([*committed, *new], work.config.validation_share, work.config.split_seed)
+    return scenes.assign([*committed, *new], inventory.config.validation_share, inventory.config.split_seed)
 
 
-def plan_shards(work: Work, usable: Sequence[Surveyed], splits: Mapping[str, str]) -> list[Task]:
+def plan_pair_shards(inventory: Inventory, usable: Sequence[Surveyed], splits: Mapping[str, str]) -> list[IngestTask]:
     """The shards of the new pairs: per split, in the order of `pair_id`, numbered on from those that are there."""
-    config = work.config
+    config = inventory.config
     by_split: dict[str, list[Surveyed]] = defaultdict(list)
     for row in sorted(usable, key=lambda row: row.pair_id):
         if row.pair_id in splits:
             by_split[splits[row.pair_id]].append(row)
-    numbers = Counter(entry.split for entry in work.done.shards) if work.done else Counter[str]()
+    numbers = Counter(entry.split for entry in inventory.done.shards) if inventory.done else Counter[str]()
     tasks = []
     for split, rows in sorted(by_split.items()):
         for number, part in enumerate(chunks(rows, config.pairs_per_shard), start=numbers[split]):
-            name = f"{split}-{number:05d}-{digest(part, work.key)}"
-            tasks.append(Task(name=name, members=part, split=split))
+            name = f"{split}-{number:05d}-{digest(part, inventory.key)}"
+            tasks.append(IngestTask(name=name, members=part, split=split))
     return tasks
 
 
-def run_shards(work: Work, tasks: Sequence[Task]) -> list[ShardResult]:
+def run_shards(inventory: Inventory, tasks: Sequence[IngestTask]) -> list[ShardResult]:
     """The planned shards in their order; those that a killed job finished are only read back.
 
     A shard that lacks a pair which was broken is made again: the pair may have been mended meanwhile.
     """
-    config, output = work.config, work.config.output
+    config, output = inventory.config, inventory.config.output
     results = {result.name: result for result in finished_shards(output, tasks)}
     for result in list(results.values()):
         if result.broken:
@@ -214,7 +219,7 @@ def run_shards(work: Work, tasks: Sequence[Task]) -> list[ShardResult]:
     missing = [task for task in tasks if task.name not in results]
     darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
     write_pairs = partial(ray_tasks.write_pairs, output=output, darkening=darkening)
-    for result in ray_tasks.run_tasks(write_pairs, ray_tasks.result_from, missing, "writing pairs"):
+    for result in ray_tasks.run_ingest_tasks(write_pairs, ray_tasks.parse_result, missing, "writing pairs"):
         results[result.name] = result
         if CHANGED in result.broken.values():
             clear_folder(storage.join(output, SURVEY))  # it is out of date
@@ -228,18 +233,18 @@ def clear_folder(url: str, keep: Collection[str] = ()) -> None:
         list(pool.map(lambda name: storage.delete(storage.join(url, name)), names))
 
 
-def finished_shards(output: str, tasks: Sequence[Task]) -> list[ShardResult]:
+def finished_shards(output: str, tasks: Sequence[IngestTask]) -> list[ShardResult]:
     files = set(storage.list_files(storage.join(output, "shards")))
     names = [task.name for task in tasks if {f"{task.name}.json", f"{task.name}.arrow"} <= files]
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda name: ray_tasks.read_result(output, name), names))
 
 
-def write_quarantine(work: Work, broken: Mapping[str, str], left_out: Mapping[str, str]) -> None:
+def write_quarantine(inventory: Inventory, broken: Mapping[str, str], left_out: Mapping[str, str]) -> None:
     """`quarantine.jsonl`: every pair that is in no shard, with the reason."""
     lines = []
     for pair_id, reason in sorted({**broken, **left_out}.items()):
-        pair = work.sources[pair_id]
+        pair = inventory.sources[pair_id]
         kind = "left out" if pair_id in left_out else "broken"
         row = {
             "pair_id": pair_id,
@@ -249,14 +254,15 @@ def write_quarantine(work: Work, broken: Mapping[str, str], left_out: Mapping[st
             "normal": redact(pair.normal),
         }
         lines.append(json.dumps(row) + "\n")
-    storage.write_bytes(storage.join(work.config.output, QUARANTINE), "".join(lines).encode())
+    storage.write_bytes(storage.join(inventory.config.output, QUARANTINE), "".join(lines).encode())
 
 
-def check_share(work: Work, broken: Mapping[str, str]) -> None:
-    share, most = len(broken) / work.num_listed, work.config.max_bad
+def check_share(inventory: Inventory, broken: Mapping[str, str]) -> None:
+    share, most = len(broken) / inventory.num_listed, inventory.config.max_bad
     if share > most:
         pair_id, reason = min(broken.items())
+        url = storage.join(inventory.config.output, QUARANTINE)
         raise ValueError(
-            f"{len(broken)} of {work.num_listed} pairs are broken ({share:.1%}), but max_bad is {most:.1%}; the first "
-            f"is {pair_id}: {reason}; see {storage.join(work.config.output, QUARANTINE)}, mend them, or raise --max-bad"
+            f"{len(broken)} of {inventory.num_listed} pairs are broken ({share:.1%}), but max_bad is {most:.1%}; the "
+            f"first is {pair_id}: {reason}; see {url}, mend them, or raise --max-bad"
         )

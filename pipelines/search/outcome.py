@@ -54,7 +54,7 @@ def row_of(sweep: Sweep, result: Result) -> Row:
     outcome = "failed" if result.error else "finished" if step >= sweep.num_steps else "stopped"
     values = {dimension.key: (result.config or {}).get(dimension.key) for dimension in sweep.dimensions}
     figures = {name: metrics.get(name) for name in sweep.metrics}
-    trial = storage.name_of(result.path)
+    trial = storage.base_name(result.path)
     return {"trial": trial, "outcome": outcome, STEP: step, **values, OBJECTIVE: metrics.get(OBJECTIVE), **figures}
 
 
@@ -75,7 +75,7 @@ def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
     facts = {"metric": config.metric, **counts, "best": rows[0]["trial"], BEST: storage.join(config.output, BEST)}
     title = f"Trials, best first by {config.metric}"
     report = Report(title=title, rows=rows, facts=facts, url=config.output)
-    curves = {storage.name_of(result.path): curve_of(result) for result in results}
+    curves = {storage.base_name(result.path): curve_of(result) for result in results}
     plots = plotting.draw(sweep, rows, curves)
     for name, data in plots.items():
         storage.write_bytes(storage.join(config.output, PLOTS, name), data)

@@ -78,7 +78,7 @@ class Watch:
 
     def settle(self, result: Result) -> None:
         """Makes sure that a trial's run is ended, also where an earlier process was killed before it said so."""
-        trial_id = storage.name_of(result.path)
+        trial_id = storage.base_name(result.path)
         self.end_run(trial_id, result.config or {}, result.metrics or {}, failed=result.error is not None)
 
     def end_run(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any], *, failed: bool) -> Outcome:

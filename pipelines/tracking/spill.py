@@ -79,7 +79,7 @@ def load(output: str, scratch: Path) -> Iterator[SpilledBatch]:
     """All complete batches below a run's output; their files are copied to the folder `scratch`."""
     folder = storage.join(output, FOLDER)
     for name in storage.list_files(folder):
-        if storage.name_of(name) != INDEX:
+        if storage.base_name(name) != INDEX:
             continue
         url = storage.join(folder, name.removesuffix(f"/{INDEX}"))
         index = json.loads(storage.read_bytes(storage.join(url, INDEX)))
@@ -93,7 +93,7 @@ def load_file(url: str, entry: dict[str, Any], scratch: Path) -> File:
     if entry["image"]:
         pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
         return File(entry["name"], entry["step"], pixels, timestamp_ms=entry["time"])
-    path = scratch / uuid.uuid4().hex / storage.name_of(entry["file"])
+    path = scratch / uuid.uuid4().hex / storage.base_name(entry["file"])
     path.parent.mkdir()
     path.write_bytes(data)
     return File(entry["name"], path=path)

@@ -143,7 +143,7 @@ def report(metrics: Mapping[str, Any], saved: SavedState | None) -> None:
     )
 
 
-def step_of(checkpoint: Checkpoint) -> int:
+def checkpoint_step(checkpoint: Checkpoint) -> int:
     """The global step that a checkpoint was saved at, from its folder's name."""
     return int(Path(checkpoint.path).name.removeprefix(STEP_PREFIX))
 
@@ -158,7 +158,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
         metadata = file.metadata()
         facts = json.loads(metadata["state"])
         found = json.loads(metadata["settings"])
-        shards.refuse_mismatch(found, settings, f"the checkpoint {checkpoint.path}")
+        shards.require_match(found, settings, f"the checkpoint {checkpoint.path}")
         parts: dict[str, dict[str, Tensor]] = {"unet": {}, "ema": {}, "optimizer": {}}
         names: list[str] = file.keys()
         for key in names:
@@ -172,13 +172,13 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
         keys = ("step", "exp_avg", "exp_avg_sq")
         values = {key: parts["optimizer"].get(f"{name}/{key}") for key in keys}
         state.optimizer.state[parameter] = {
-            key: placed(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
+            key: place_like(key, value, parameter, fused=fused) for key, value in values.items() if value is not None
         }
     for name, attribute in FACTS.items():
         setattr(state, attribute, facts[name])
 
 
-def placed(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+def place_like(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
     """A restored value of AdamW's state on the device, and in the memory layout, that its kernel asks for.
 
     AdamW counts its steps on the CPU unless it is fused; a fused one reads the count on the GPU.

@@ -21,11 +21,11 @@ from pipelines.training import runs, student_registry
 from pipelines.training.loop import Loop, check_workers
 from pipelines.training.objective import Network, StageContext, StepContext
 from pipelines.training.order import Order
-from pipelines.training.stream import Beside, Stage, Stream, share_of
+from pipelines.training.stream import StageRecords, Stream, TeacherPool, rows_per_worker
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache
-from pipelines.trajectories.crops import Batch, check_crop, plan_shards, to_images
-from pipelines.trajectories.records import levels_of, record_spec
+from pipelines.trajectories.crops import Batch, check_crop, plan_record_shards, to_images
+from pipelines.trajectories.records import record_spec, to_levels
 from pipelines.trajectories.teachers import StreamingTeacher, teacher_targets
 from pipelines.weights import load_for_inference, load_hashed_unet, load_lpips, load_unet, save_unet
 from reddit_core.diffusion import add_noise, interpret
@@ -89,7 +89,7 @@ class DistillObjective:
     def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         device = context.device
         low, x_0 = to_images(batch["low"], device), to_images(batch["normal"], device)
-        eps, levels = torch.tensor(batch["eps"], device=device), levels_of(batch, device)
+        eps, levels = torch.tensor(batch["eps"], device=device), to_levels(batch, device)
         z_t = add_noise(x_0, eps, levels.a_t)
         if set(TARGET_COLUMNS) <= set(batch):
             columns = {name: torch.tensor(batch[name], device=device) for name in TARGET_COLUMNS}
@@ -118,7 +118,7 @@ class DistillObjective:
             "teacher_sha256": self.teacher_sha256,
             "pairs": student_registry.describe_pairs(self.config.pairs) if self.config.pairs else "",
             "licence": self.config.tracking.licence,
-            "config": runs.facts_of(self.config),
+            "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
         }
         file = UNetFile(unet=unet, schedule=self.schedule, facts=facts)
@@ -141,30 +141,30 @@ def make_stream(config: DistillConfig) -> Stream:
         batch_size=optim.batch_size,
         row_bytes=RECORD_BYTES * config.segment.crop**2,
         accumulate=optim.accumulate,
-        beside=teachers_beside(config) if config.trajectories == "stream" else None,
+        teachers=make_teacher_pool(config) if config.trajectories == "stream" else None,
         teacher_sha256=sha256,
     )
 
 
-def cached_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> Stage:
+def cached_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> StageRecords:
     """A stage's records with the targets that precompute has stored."""
     url, manifest = find_cache(config, teacher_steps, teacher, sha256)
     order = Order(shard_rows=tuple(entry.rows for entry in manifest.shards), seed=config.optim.seed)
-    return Stage(order=order, load=CachedRecords(url, manifest.shards), source=url, key=manifest.key)
+    return StageRecords(order=order, load=CachedRecords(url, manifest.shards), source=url, key=manifest.key)
 
 
-def computed_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> Stage:
+def computed_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> StageRecords:
     """A stage's records without targets, which the teacher computes as they are trained on."""
     teacher.schedule.grid(teacher_steps)  # rejects steps that the schedule does not have
     manifest = shards.read_manifest(config.pairs, "pairs")
-    plan = plan_shards(manifest, "train", config.segment, RECORDS_PER_SHARD)
+    plan = plan_record_shards(manifest, "train", config.segment, RECORDS_PER_SHARD)
     load = OnlineRecords(config.pairs, plan, config.segment, teacher.schedule, teacher_steps)
     order = Order(shard_rows=tuple(shard.rows for shard in plan), seed=config.optim.seed)
     spec = record_spec(manifest, "train", teacher, sha256, teacher_steps, config.segment)
-    return Stage(order=order, load=load, source=config.pairs, key=shards.spec_key(spec))
+    return StageRecords(order=order, load=load, source=config.pairs, key=shards.spec_key(spec))
 
 
-def teachers_beside(config: DistillConfig) -> Beside:
+def make_teacher_pool(config: DistillConfig) -> TeacherPool:
     """The teacher actors of `stream`, which evaluate the batches that a worker would with the teacher `online`.
 
     Raises:
@@ -178,8 +178,8 @@ def teachers_beside(config: DistillConfig) -> Beside:
             f"cluster has {num_gpus()}; lower them, or use --trajectories cache or online"
         )
     optim = config.optim
-    rows = share_of(optim.batch_size, optim.accumulate, compute.max_workers) // optim.accumulate
-    return Beside(
+    rows = rows_per_worker(optim.batch_size, optim.accumulate, compute.max_workers) // optim.accumulate
+    return TeacherPool(
         actor=StreamingTeacher,
         args=(config, rows, "cuda" if gpu else "cpu"),
         num_actors=config.teacher_actors,
@@ -214,7 +214,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     return runs.save_report(report, f"The students are already distilled: {config.output}" if done else "")
 
 
-def validation_of(config: DistillConfig) -> ValidationImages | None:
+def make_validation(config: DistillConfig) -> ValidationImages | None:
     return ValidationImages(config.pairs, config.checkpoint, config.lpips) if config.pairs else None
 
 
@@ -223,7 +223,7 @@ def check_inputs(config: DistillConfig) -> None:
     check_workers(config.optim, config.compute)
     streams = config.trajectories == "stream"
     check_room(config.compute, more_cpus=config.teacher_actors * config.compute.cpus_per_worker if streams else 0.0)
-    if validation := validation_of(config):
+    if validation := make_validation(config):
         validation.check()
     elif config.loss.perceptual:
         load_lpips(config.lpips)
@@ -232,8 +232,8 @@ def check_inputs(config: DistillConfig) -> None:
 def make_loop(
     config: DistillConfig, run: RunHandle, teacher_sha256: str, settings: runs.Settings | None = None
 ) -> Loop:
-    objective = DistillObjective(config, validation_of(config), teacher_sha256)
-    return Loop.of(config, objective, run, settings)
+    objective = DistillObjective(config, make_validation(config), teacher_sha256)
+    return Loop.from_config(config, objective, run, settings)
 
 
 def student_rows(config: DistillConfig) -> list[reporting.Row]:
@@ -250,7 +250,7 @@ def plan_distill(config: DistillConfig) -> Report:
     """What each stage would be trained on; refuses what `distill` would."""
     check_inputs(config)
     stream = make_stream(config)
-    runs.is_recorded(config.output, runs.with_records(runs.settings_of(config), stream))
+    runs.is_recorded(config.output, runs.with_records(runs.learned_settings(config), stream))
     rows = [
         {
             "stage": f"{steps} -> {student_steps(steps)}",

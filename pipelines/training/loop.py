@@ -25,9 +25,9 @@ from pipelines.tracking.writer import now_ms
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.objective import Network, Objective, StageContext, StepContext
-from pipelines.training.precision import autocast, compiled, told_if_not_compiled
+from pipelines.training.precision import autocast, compile_errors, compiled
 from pipelines.training.progress import Progress
-from pipelines.training.stream import PADDING, positions_of, share_of
+from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.trajectories.crops import Batch
 
 # The validation metric by which the best weights of a stage are kept.
@@ -48,7 +48,7 @@ class Loop:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Any, objective: Objective, run: RunHandle, settings: Mapping[str, Any] | None) -> Self:
+    def from_config(cls, config: Any, objective: Objective, run: RunHandle, settings: Mapping[str, Any] | None) -> Self:
         """The loop of a job, whose config (of teacher or student) says how it runs."""
         parts = {name: getattr(config, name) for name in ("optim", "checkpoint", "compute")}
         return cls(objective=objective, run=run, settings=settings or {}, **parts)
@@ -88,7 +88,7 @@ def train_worker(config: dict[str, Loop]) -> str:
         if writer:
             stack.callback(writer.close)
         if loop.optim.compile:
-            stack.enter_context(told_if_not_compiled())
+            stack.enter_context(compile_errors())
         return Worker(loop, rank, context.get_world_size(), device, writer).train()
 
 
@@ -104,13 +104,13 @@ class Worker:
     def train(self) -> str:
         """Trains to the end, or until too much is not finite; returns why it stopped, if it did."""
         checkpoint = ray.train.get_checkpoint()
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        step = checkpoints.checkpoint_step(checkpoint) if checkpoint else 0
         steps = self.loop.optim.steps
         if step == self.loop.num_steps:
             return ""
         self.begin_stage(step // steps)
         if checkpoint and step % steps:
-            self.go_on(checkpoint)
+            self.resume(checkpoint)
         for batch in self.batches(step):
             if self.state.step == steps:
                 self.begin_stage(self.state.stage_index + 1)
@@ -127,15 +127,15 @@ class Worker:
         network = compiled(unet, self.device) if self.loop.optim.compile else unet
         self.parallel = DistributedDataParallel(network) if self.world_size > 1 else None
         if self.parallel:
-            self.settle_buckets(self.parallel)
+            self.warm_up_ddp(self.parallel)
         self.network: Network = self.parallel or network
 
-    def go_on(self, checkpoint: ray.train.Checkpoint) -> None:
+    def resume(self, checkpoint: ray.train.Checkpoint) -> None:
         """Takes up the state of a checkpoint of this stage."""
         checkpoints.restore(self.state, checkpoint, self.loop.settings)
-        self.tell_validation()
+        self.log_validation()
 
-    def settle_buckets(self, parallel: DistributedDataParallel) -> None:
+    def warm_up_ddp(self, parallel: DistributedDataParallel) -> None:
         """One backward that counts for nothing: DDP orders its sums anew after the first one of a process.
 
         Three or more workers would else add up in another order after a restart, and end with other last bits.
@@ -150,7 +150,7 @@ class Worker:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """This worker's share of every batch from a global step on, after checking that it is the right one."""
         optim, step = self.loop.optim, start_step
-        share = share_of(optim.batch_size, optim.accumulate, self.world_size)
+        share = rows_per_worker(optim.batch_size, optim.accumulate, self.world_size)
         dataset = ray.train.get_dataset_shard("train")
         batches = iter(dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2, drop_last=True))
         while True:
@@ -159,7 +159,7 @@ class Worker:
             self.progress.waited(time.perf_counter() - started)
             if batch is None:
                 return
-            due = positions_of(optim.batch_size, share, step, self.rank)
+            due = worker_positions(optim.batch_size, share, step, self.rank)
             if not np.array_equal(batch["position"], due):
                 raise RuntimeError(f"worker {self.rank} was dealt positions {batch['position']}, not {due}")
             step += 1
@@ -258,7 +258,7 @@ class Worker:
         metrics, grid = self.loop.objective.validate(state.stage_index, state.ema_unet)
         step = state.global_step(self.loop.optim)
         state.validated = {"metrics": metrics, "step": step, "timestamp_ms": now_ms()}
-        self.tell_validation()
+        self.log_validation()
         if self.metrics and self.metrics[BEST_METRIC] > state.best:
             state.best = self.metrics[BEST_METRIC]
             self.loop.objective.save(state.stage_index, state.ema_unet, self.metrics, best=True)
@@ -269,7 +269,7 @@ class Worker:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         print(f"{self.loop.objective.stages[state.stage_index]} step {state.step}: validation {figures}", flush=True)
 
-    def tell_validation(self) -> None:
+    def log_validation(self) -> None:
         """Also after a restart: a killed worker may not have sent what its checkpoint knows. Sent twice, it is one."""
         if found := self.state.validated:
             self.metrics = found["metrics"]

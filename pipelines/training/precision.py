@@ -32,7 +32,7 @@ def autocast(network: Network, device: torch.device, *, enabled: bool) -> Networ
 
 
 @contextlib.contextmanager
-def told_if_not_compiled() -> Iterator[None]:
+def compile_errors() -> Iterator[None]:
     """Put around the steps of a compiled network; the first of them compiles it.
 
     Raises:

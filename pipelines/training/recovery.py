@@ -14,7 +14,7 @@ HEADER_LENGTH_BYTES = 8
 logger = logging.getLogger(__name__)
 
 
-def forget_damaged(checkpoints: str) -> None:
+def drop_damaged(checkpoints: str) -> None:
     """Takes checkpoints that are gone or cut short off Ray Train's list; makes the list anew if it is itself damaged.
 
     Args:
@@ -26,7 +26,7 @@ def forget_damaged(checkpoints: str) -> None:
     try:
         listed = found = json.loads(storage.read_bytes(url))
     except ValueError:
-        listed, found = list_anew(checkpoints), None
+        listed, found = rebuild_list(checkpoints), None
         logger.warning("%s was damaged and has been made anew from the checkpoints beside it", url)
     numbered = zip(listed["checkpoint_results"], listed["checkpoint_report_indices"], strict=True)
     whole = []
@@ -48,7 +48,7 @@ def forget_damaged(checkpoints: str) -> None:
         storage.write_bytes(url, json.dumps(kept).encode())
 
 
-def list_anew(checkpoints: str) -> dict[str, Any]:
+def rebuild_list(checkpoints: str) -> dict[str, Any]:
     """Ray Train's list as far as the checkpoints' names tell it."""
     results = [
         {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": int(name.removeprefix(STEP_PREFIX))}}
@@ -72,7 +72,7 @@ def is_whole(checkpoints: str, name: str) -> bool:
     """Whether a checkpoint's file is there and as long as its header says."""
     url = storage.join(checkpoints, name, STATE_FILE)
     try:
-        size = storage.size_of(url)
+        size = storage.file_size(url)
         length = int.from_bytes(storage.read_range(url, 0, HEADER_LENGTH_BYTES), "little")
         header = json.loads(storage.read_range(url, HEADER_LENGTH_BYTES, min(size, HEADER_LENGTH_BYTES + length)))
     except (FileNotFoundError, ValueError):

@@ -17,7 +17,7 @@ from pipelines.cluster import use_gpu
 from pipelines.redaction import redact_tree
 from pipelines.reporting import Report
 from pipelines.training import recovery
-from pipelines.training.checkpoints import step_of
+from pipelines.training.checkpoints import checkpoint_step
 from pipelines.training.loop import Loop, train_worker
 from pipelines.training.stream import Stream, make_dataset
 
@@ -33,15 +33,15 @@ PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 Settings = Mapping[str, Any]
 
 
-def settings_of(config: Any) -> dict[str, Any]:
+def learned_settings(config: Any) -> dict[str, Any]:
     """The resolved settings that decide what is learned, as they come back from JSON, without credentials of URLs."""
     resolved = redact_tree(json.loads(json.dumps(asdict(config))))
     return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
 
 
-def facts_of(config: Any) -> dict[str, Any]:
+def recorded_settings(config: Any) -> dict[str, Any]:
     """The settings as they are recorded with weights: without the places of things, which differ elsewhere."""
-    return {name: value for name, value in settings_of(config).items() if name not in PLACES}
+    return {name: value for name, value in learned_settings(config).items() if name not in PLACES}
 
 
 def record_config(output: str, config: Any, stream: Stream) -> Settings:
@@ -50,7 +50,7 @@ def record_config(output: str, config: Any, stream: Stream) -> Settings:
     Raises:
         ValueError: if the run was started with another config, or other records, of another teacher for example.
     """
-    return record_settings(output, settings_of(config), stream, "run")
+    return record_settings(output, learned_settings(config), stream, "run")
 
 
 def record_settings(output: str, settings: Settings, stream: Stream, what: str) -> Settings:
@@ -77,7 +77,7 @@ def is_recorded(output: str, settings: Settings, what: str = "run") -> bool:
     url = storage.join(output, CONFIG)
     if not storage.exists(url):
         return False
-    shards.refuse_mismatch(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
+    shards.require_match(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
     return True
 
 
@@ -99,7 +99,7 @@ def latest_step(output: str) -> int:
         checkpoint = Result.from_path(*storage.for_ray(storage.join(output, CHECKPOINTS))).checkpoint
     except RuntimeError:  # Ray's word for "no such run yet"
         return 0
-    return step_of(checkpoint) if checkpoint else 0
+    return checkpoint_step(checkpoint) if checkpoint else 0
 
 
 class RemainingData(DataConfig):
@@ -117,7 +117,7 @@ class RemainingData(DataConfig):
 def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[Any] = ()) -> TorchTrainer:
     """The Ray Train run whose checkpoints lie at `output/checkpoints`; fitting it again goes on from them."""
     storage.check_writable(output)
-    recovery.forget_damaged(storage.join(output, CHECKPOINTS))
+    recovery.drop_damaged(storage.join(output, CHECKPOINTS))
     path, filesystem = storage.for_ray(output)
     compute = loop.compute
     gpu = use_gpu(compute)
@@ -146,7 +146,7 @@ def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[An
     )
 
 
-def causes_of(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
+def failure_causes(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
     """Everything that made training fail: of every worker and of the controller, down to the first causes."""
     pending: list[BaseException | None] = [*getattr(error, "worker_failures", {}).values()]
     pending.append(getattr(error, "controller_failure", None))
@@ -166,7 +166,7 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        for cause in causes_of(error):
+        for cause in failure_causes(error):
             failures.raise_user_error(cause, "training", CHECKPOINTS_KEPT)
         raise
     except SystemExit:  # Ray Train's answer to Ctrl-C, when it has ended the workers

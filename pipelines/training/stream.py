@@ -32,11 +32,11 @@ LOAD_CPUS = 0.5
 # Ray Data plans one task for each span of steps at every start (4 kB and 0.3 ms each), so a long run has longer spans:
 # as few as this, or such that a task loads so many bytes.
 ENOUGH_TASKS, MOST_SPAN_BYTES = 4096, 64 * 2**20
-REST_S = 0.05
+THROTTLE_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class TeacherPool:
     """Actors that every loaded block passes through.
 
     Attributes:
@@ -53,7 +53,7 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageRecords:
     """One stage's records: their order, how they are loaded, where they lie, and what they are made of.
 
     Attributes:
@@ -75,17 +75,17 @@ class Stream:
         accumulate: micro-batches of a worker's part, which is a multiple of it.
         row_bytes: about how much a loaded row takes.
         span_steps: steps that one task loads at least.
-        beside: actors that add to what was loaded, if any.
+        teachers: actors that add to what was loaded, if any.
         teacher_sha256: of the weights that make the targets; empty where records have none.
     """
 
-    stages: Sequence[Stage]
+    stages: Sequence[StageRecords]
     steps: int
     batch_size: int
     row_bytes: int
     accumulate: int = 1
     span_steps: int = 8
-    beside: Beside | None = None
+    teachers: TeacherPool | None = None
     teacher_sha256: str = ""
 
     @property
@@ -94,7 +94,7 @@ class Stream:
 
     def spans(self, start_step: int, num_workers: int) -> "Spans":
         """What each task loads, from a global step on."""
-        share = share_of(self.batch_size, self.accumulate, num_workers)
+        share = rows_per_worker(self.batch_size, self.accumulate, num_workers)
         few = -(-(self.num_steps - start_step) * num_workers // ENOUGH_TASKS)
         fitting = MOST_SPAN_BYTES // (share * self.row_bytes)
         size = max(self.span_steps, min(few, fitting))
@@ -103,8 +103,8 @@ class Stream:
     def load(self, start_step: int, stop_step: int, rank: int, num_workers: int) -> Batch:
         """A worker's rows of the global steps [start_step, stop_step), all of one stage, with their positions."""
         steps = range(start_step, stop_step)
-        share = share_of(self.batch_size, self.accumulate, num_workers)
-        positions = np.concatenate([positions_of(self.batch_size, share, step, rank) for step in steps])
+        share = rows_per_worker(self.batch_size, self.accumulate, num_workers)
+        positions = np.concatenate([worker_positions(self.batch_size, share, step, rank) for step in steps])
         stage_index = start_step // self.steps
         first = (start_step - stage_index * self.steps) * self.batch_size
         stage = self.stages[stage_index]
@@ -149,7 +149,7 @@ class Spans:
         return start, min(start + self.size, (stage + 1) * self.stage_steps)
 
 
-class Rest(ExecutionCallback):
+class SchedulerThrottle(ExecutionCallback):
     """Lets Ray Data's scheduler rest between its steps.
 
     It waits for running tasks only. While trainers still take what was loaded and nothing is left to be loaded, or no
@@ -157,15 +157,15 @@ class Rest(ExecutionCallback):
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(REST_S)
+        time.sleep(THROTTLE_S)
 
 
-def share_of(batch_size: int, accumulate: int, num_workers: int) -> int:
+def rows_per_worker(batch_size: int, accumulate: int, num_workers: int) -> int:
     """The rows that each of so many workers gets of a batch: equally many, and a multiple of the micro-batches."""
     return -(-batch_size // (num_workers * accumulate)) * accumulate
 
 
-def positions_of(batch_size: int, share: int, step: int, rank: int) -> NDArray[np.int64]:
+def worker_positions(batch_size: int, share: int, step: int, rank: int) -> NDArray[np.int64]:
     """The positions in the stream of all stages of a worker's rows in a global step, [share]."""
     offsets = rank * share + np.arange(share)
     return np.where(offsets < batch_size, step * batch_size + offsets, PADDING)
@@ -183,16 +183,16 @@ def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.
         return stream.load(*spans[span], rank, num_workers)
 
     blocks = ray.data.range(num_tasks, override_num_blocks=num_tasks)
-    blocks.context.custom_execution_callback_classes = [Rest]
+    blocks.context.custom_execution_callback_classes = [SchedulerThrottle]
     blocks.context.target_max_block_size = None  # or Ray Data splits large ones, and the workers' turns get confused
-    if stream.beside is None:
+    if stream.teachers is None:
         return blocks.map_batches(load, batch_size=1)
-    beside = stream.beside
+    pool = stream.teachers
     return blocks.map_batches(load, batch_size=1, num_cpus=LOAD_CPUS).map_batches(
-        beside.actor,
-        fn_constructor_args=beside.args,
+        pool.actor,
+        fn_constructor_args=pool.args,
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=beside.num_actors),
-        num_cpus=None if beside.num_gpus else beside.num_cpus,
-        num_gpus=beside.num_gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=pool.num_actors),
+        num_cpus=None if pool.num_gpus else pool.num_cpus,
+        num_gpus=pool.num_gpus or None,
     )

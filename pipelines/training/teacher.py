@@ -21,9 +21,9 @@ from pipelines.training import runs
 from pipelines.training.loop import Loop, check_workers
 from pipelines.training.objective import Network, StageContext, StepContext
 from pipelines.training.order import Order
-from pipelines.training.stream import Stage, Stream
+from pipelines.training.stream import StageRecords, Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.crops import Batch, RecordShard, load_crops, seed_of, to_images
+from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, load_crops, to_images
 from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
@@ -68,7 +68,7 @@ class TeacherObjective:
         facts = {
             "role": "teacher",
             "pairs_key": shards.read_manifest(self.config.pairs, "pairs").key,
-            "config": runs.facts_of(self.config),
+            "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
         }
         file = UNetFile(unet=unet, schedule=self.config.schedule, facts=facts)
@@ -97,7 +97,7 @@ class CropLoader:
         images = {name: np.empty((len(records), crop, crop, 3), dtype=np.uint8) for name in ("low", "normal")}
         for shard, epoch in np.unique(records[:, [0, 2]], axis=0):
             mask = (records[:, 0] == shard) & (records[:, 2] == epoch)
-            segment = self.segment(seed_of(self.config.optim.seed, "epoch", epoch))
+            segment = self.segment(derive_seed(self.config.optim.seed, "epoch", epoch))
             crops = load_crops(self.config.pairs, self.shards[shard], segment, records[mask, 1])
             for name, values in images.items():
                 values[mask] = crops[name]
@@ -118,7 +118,7 @@ def make_stream(config: TeacherConfig) -> Stream:
     order = Order(shard_rows=tuple(shard.rows for shard in record_shards), seed=config.optim.seed, mix_shards=1)
     key = shards_hash([shard.pairs for shard in record_shards])
     return Stream(
-        stages=[Stage(order=order, load=CropLoader(config, record_shards), source=config.pairs, key=key)],
+        stages=[StageRecords(order=order, load=CropLoader(config, record_shards), source=config.pairs, key=key)],
         steps=config.optim.steps,
         batch_size=config.optim.batch_size,
         row_bytes=2 * 3 * config.crop**2,
@@ -138,7 +138,7 @@ def check_inputs(config: TeacherConfig) -> None:
     file = load_unet(config.init)
     has = {"unet": asdict(file.unet.config), "schedule": asdict(file.schedule)}
     wanted = {"unet": asdict(config.unet), "schedule": asdict(config.schedule)}
-    shards.refuse_mismatch(has, wanted, config.init)
+    shards.require_match(has, wanted, config.init)
 
 
 def train_teacher(config: TeacherConfig) -> Report:
@@ -163,7 +163,7 @@ def train_teacher(config: TeacherConfig) -> Report:
 
 def make_loop(config: TeacherConfig, run: RunHandle, settings: runs.Settings | None = None) -> Loop:
     objective = TeacherObjective(config, ValidationImages(config.pairs, config.checkpoint))
-    return Loop.of(config, objective, run, settings)
+    return Loop.from_config(config, objective, run, settings)
 
 
 def plan_train_teacher(config: TeacherConfig) -> Report:

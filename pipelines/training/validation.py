@@ -88,12 +88,12 @@ class ValidationImages:
             results.append(result)
             picture = (enhanced_unit[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             rows.append(np.concatenate([low, picture, normal], axis=1))
-        means = {name: mean_of(name, [result[name] for result in results]) for name in results[0]}
+        means = {name: mean_metric(name, [result[name] for result in results]) for name in results[0]}
         same_size = all(row.shape == rows[0].shape for row in rows)
         return means, np.concatenate(rows[:GRID_IMAGES]) if same_size else None
 
 
-def mean_of(name: str, values: Sequence[float]) -> float:
+def mean_metric(name: str, values: Sequence[float]) -> float:
     """The mean; sharpness only of images that have one, and NaN where none has."""
     known = [value for value in values if not (name in SHARPNESS and math.isnan(value))]
     return float(np.mean(known)) if known else math.nan

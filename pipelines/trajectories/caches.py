@@ -12,7 +12,7 @@ from pipelines.config.parts import SegmentConfig
 from pipelines.pairs.dataset import split_shards
 from pipelines.shards import Manifest, ShardEntry, shards_hash
 from pipelines.trajectories.crops import Batch, RecordShard, cached_shard
-from pipelines.trajectories.records import columns_of, load_records, with_noise
+from pipelines.trajectories.records import load_records, to_batch, with_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import UNetFile
 
@@ -51,7 +51,7 @@ def find_cache(config: DistillConfig, stage: int, teacher: UNetFile, teacher_sha
     if not fitting:
         found = {url: {name: specs[url].get(name) for name in wanted} for url in candidates}
         nearest = min(candidates, key=lambda url: sum(found[url][name] != wanted[name] for name in wanted))
-        shards.refuse_mismatch(found[nearest], wanted, nearest)
+        shards.require_match(found[nearest], wanted, nearest)
     return fitting[0], manifests[fitting[0]]
 
 
@@ -64,7 +64,7 @@ class CachedRecords:
 
     def __call__(self, records: NDArray[np.int64]) -> Batch:
         def load(shard: int, rows: NDArray[np.int64]) -> Batch:
-            return columns_of(cached_shard(self.url, self.shards[shard]).take(rows))
+            return to_batch(cached_shard(self.url, self.shards[shard]).take(rows))
 
         return with_noise(gather(records, load))
 

@@ -43,7 +43,7 @@ class RecordShard:
         return self.stop - self.start
 
 
-def plan_shards(
+def plan_record_shards(
     manifest: Manifest, split: str, segment: SegmentConfig, records_per_shard: int
 ) -> tuple[RecordShard, ...]:
     """The record shards of a split, a pure function of manifest and config, in order."""
@@ -57,13 +57,13 @@ def plan_shards(
     return tuple(shard for entry in split_shards(manifest, split) for shard in parts(entry))
 
 
-def place_of(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
+def locate_record(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
     """(pair, crop, draw) of a virtual row of a pair shard."""
     pair, rest = divmod(record, segment.crops * segment.draws)
     return pair, *divmod(rest, segment.draws)
 
 
-def seed_of(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """64 bits that depend on every part and nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
@@ -88,7 +88,7 @@ def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArr
     }
     pair_ids = cached_shard(url, shard.pairs).column("pair_id")
     for record in shard.start + rows:
-        pair, crop, draw = place_of(int(record), segment)
+        pair, crop, draw = locate_record(int(record), segment)
         pair_id = pair_ids[pair].as_py()
         scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
         low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
@@ -104,7 +104,7 @@ def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArr
 
 def draw_scale(min_scale: float, *seed_parts: object) -> float:
     """Log-uniform in [min_scale, 1], from the seed parts alone."""
-    return float(min_scale ** np.random.default_rng(seed_of("scale", *seed_parts)).random())
+    return float(min_scale ** np.random.default_rng(derive_seed("scale", *seed_parts)).random())
 
 
 def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uint8]:
@@ -119,7 +119,7 @@ def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uin
 
 def draw_crop(shape: tuple[int, ...], size: int, *seed_parts: object) -> tuple[int, int, bool]:
     """(y, x, flip) of a random crop, from the seed parts alone."""
-    rng = np.random.default_rng(seed_of(*seed_parts))
+    rng = np.random.default_rng(derive_seed(*seed_parts))
     y = int(rng.integers(max(shape[0] - size, 0) + 1))
     x = int(rng.integers(max(shape[1] - size, 0) + 1))
     return y, x, bool(rng.integers(2))

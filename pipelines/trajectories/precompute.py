@@ -22,7 +22,7 @@ from pipelines.cluster import check_room, rounds, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, ShardEntry
-from pipelines.trajectories.crops import RecordShard, check_crop, plan_shards
+from pipelines.trajectories.crops import RecordShard, check_crop, plan_record_shards
 from pipelines.trajectories.records import load_records, record_spec, records_table, with_noise
 from pipelines.trajectories.teachers import CALLS, TeacherActor
 from pipelines.weights import load_hashed_unet
@@ -34,7 +34,7 @@ DECODE_CPUS = 0.5
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One shard of one stage that is still to be made, and the folder that it goes to."""
 
     stage: int
@@ -57,8 +57,8 @@ class StagePlan:
         return sum(shard.rows for shard in self.record_shards)
 
     @property
-    def missing(self) -> list[Task]:
-        return [Task(self.stage, shard, self.url) for shard in self.record_shards if shard.name not in self.done]
+    def missing(self) -> list[ShardTask]:
+        return [ShardTask(self.stage, shard, self.url) for shard in self.record_shards if shard.name not in self.done]
 
 
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
@@ -66,7 +66,7 @@ def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedul
     manifest = shards.read_manifest(config.pairs, "pairs")
     file, sha256 = load_hashed_unet(config.teacher)
     check_crop(config.segment, file.unet)
-    record_shards = plan_shards(manifest, config.split, config.segment, config.records_per_shard)
+    record_shards = plan_record_shards(manifest, config.split, config.segment, config.records_per_shard)
     plans = []
     for stage in config.stages:
         file.schedule.grid(stage)
@@ -98,7 +98,7 @@ def precompute(config: PrecomputeConfig) -> Report:
     if tasks:
         check_room(config.compute)
         storage.check_writable(config.output)
-        run_tasks(config, tasks, schedule)
+        run_shard_tasks(config, tasks, schedule)
     seconds = time.perf_counter() - started
     rows = [finish_stage(plan) for plan in plans]
     records = sum(task.shard.rows for task in tasks)
@@ -112,14 +112,14 @@ def precompute(config: PrecomputeConfig) -> Report:
     return report
 
 
-def run_tasks(config: PrecomputeConfig, tasks: list[Task], schedule: NoiseSchedule) -> None:
+def run_shard_tasks(config: PrecomputeConfig, tasks: list[ShardTask], schedule: NoiseSchedule) -> None:
     """Makes the shards, a round of them at a time, with progress."""
     rows = (row for part in rounds(tasks) for row in make_pipeline(config, part, schedule).iter_rows())
     with failures.user_errors("precompute", kept="the shards that were written are kept"):
         show_progress(rows, sum(task.shard.rows for task in tasks))
 
 
-def make_pipeline(config: PrecomputeConfig, tasks: Sequence[Task], schedule: NoiseSchedule) -> ray.data.Dataset:
+def make_pipeline(config: PrecomputeConfig, tasks: Sequence[ShardTask], schedule: NoiseSchedule) -> ray.data.Dataset:
     """decode -> teacher -> write, one row a shard."""
     gpu = use_gpu(config.compute)
 

@@ -16,7 +16,7 @@ from pipelines import shards
 from pipelines.config.parts import SegmentConfig
 from pipelines.pairs.dataset import split_shards
 from pipelines.shards import Manifest, shards_hash
-from pipelines.trajectories.crops import Batch, RecordShard, load_crops, place_of, seed_of
+from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, load_crops, locate_record
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Levels, draw_nodes, draw_segment_levels
 from reddit_core.weights import UNetFile
@@ -44,9 +44,9 @@ def draw_levels(
     """`seed` [n], `nodes` [n, 3] and `levels` (a_t, a_u, a_s) [n, 3] of records on the `stage`-step grid."""
     seeds, nodes, levels = [], [], []
     for pair_id, row in zip(crops["pair_id"], rows, strict=True):
-        _, crop, draw = place_of(int(shard.start + row), segment)
-        seed = seed_of(segment.seed, pair_id, crop, draw, stage)
-        group = seed if segment.shared_t == 1 else seed_of(segment.seed, shard.name, stage, row // segment.shared_t)
+        _, crop, draw = locate_record(int(shard.start + row), segment)
+        seed = derive_seed(segment.seed, pair_id, crop, draw, stage)
+        group = seed if segment.shared_t == 1 else derive_seed(segment.seed, shard.name, stage, row // segment.shared_t)
         generator = torch.Generator().manual_seed(group >> 1)
         node = draw_nodes(1, stage, generator)
         generator.manual_seed(seed >> 1)
@@ -74,12 +74,12 @@ def load_records(
     return {**crops, **draw_levels(crops, shard, segment, schedule, stage, rows)}
 
 
-def levels_of(records: Mapping[str, NDArray[Any]], device: torch.device | str) -> Levels:
+def to_levels(records: Mapping[str, NDArray[Any]], device: torch.device | str) -> Levels:
     """The (a_t, a_u, a_s) column of records as float64 tensors."""
     return Levels(*torch.tensor(records["levels"], device=device).unbind(dim=1))
 
 
-def columns_of(table: pa.Table) -> Batch:
+def to_batch(table: pa.Table) -> Batch:
     """A table's numeric columns as arrays; tensors and fixed-size lists get their shape back."""
     return {name: as_array(table.column(name)) for name in table.column_names if name != "pair_id"}
 

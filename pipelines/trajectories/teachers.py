@@ -20,7 +20,7 @@ from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.config.parts import Precision
 from pipelines.shards import TARGET_COLUMNS
 from pipelines.trajectories.crops import Batch, to_images
-from pipelines.trajectories.records import columns_of, levels_of, with_noise
+from pipelines.trajectories.records import to_batch, to_levels, with_noise
 from pipelines.weights import load_for_inference
 from reddit_core.diffusion import Estimate, predict
 from reddit_core.networks.sr3_unet import UNet
@@ -46,7 +46,7 @@ def teacher_targets(unet: UNet, records: Mapping[str, NDArray[Any]], precision: 
     device = next(unet.parameters()).device
     low, normal = to_images(records["low"], device), to_images(records["normal"], device)
     eps = torch.tensor(records["eps"], device=device)
-    levels = levels_of(records, device)
+    levels = to_levels(records, device)
 
     def denoise(low: Tensor, z: Tensor, level: Tensor) -> Estimate:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -75,7 +75,7 @@ class TeacherActor:
 
     def compute(self, table: pa.Table) -> pa.Table:
         size = self.config.batch_size
-        batches = (columns_of(table.slice(start, size)) for start in range(0, table.num_rows, size))
+        batches = (to_batch(table.slice(start, size)) for start in range(0, table.num_rows, size))
         noisy = one_ahead(with_noise, batches)
         noisy = chain([next(noisy)], noisy)  # the first noise is drawn while another shard is before the teacher
         for name, values in concatenated(self.evaluate(noisy)).items():

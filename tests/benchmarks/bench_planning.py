@@ -26,7 +26,7 @@ from pipelines.config.parts import RECORDS_PER_SHARD, SegmentConfig
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.training.order import Order
 from pipelines.trajectories.caches import CachedRecords
-from pipelines.trajectories.crops import plan_shards
+from pipelines.trajectories.crops import plan_record_shards
 from pipelines.trajectories.precompute import StagePlan
 
 SEGMENT = SegmentConfig(crops=4)
@@ -65,7 +65,7 @@ def read_manifest(folder: str, number: int) -> str:
 
 def plan_of(folder: str) -> StagePlan:
     manifest = shards.read_manifest(folder, "pairs")
-    record_shards = plan_shards(manifest, "train", SEGMENT, RECORDS_PER_SHARD)
+    record_shards = plan_record_shards(manifest, "train", SEGMENT, RECORDS_PER_SHARD)
     return StagePlan(stage=16, url="s3://bucket/cache/16-0", spec={}, record_shards=record_shards, done={})
 
 

@@ -25,7 +25,7 @@ from pipelines import cluster, shards
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, Precision, SegmentConfig
 from pipelines.reporting import Report, show
-from pipelines.trajectories.crops import plan_shards
+from pipelines.trajectories.crops import plan_record_shards
 from pipelines.trajectories.precompute import precompute
 from pipelines.trajectories.records import load_records, with_noise
 from pipelines.trajectories.teachers import TeacherActor
@@ -60,7 +60,9 @@ class BareTeacher:
 
     def __init__(self, config: PrecomputeConfig, device: str) -> None:
         self.actor = TeacherActor(config, device)
-        shard = plan_shards(shards.read_manifest(config.pairs, "pairs"), "train", config.segment, config.batch_size)[0]
+        shard = plan_record_shards(
+            shards.read_manifest(config.pairs, "pairs"), "train", config.segment, config.batch_size
+        )[0]
         rows = np.arange(config.batch_size)
         records = load_records(config.pairs, shard, config.segment, NoiseSchedule(), config.stages[0], rows)
         self.batch = with_noise(records)

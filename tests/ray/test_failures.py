@@ -104,7 +104,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(whole: TeacherCo
     newest.write_bytes(newest.read_bytes()[:-1000])
     snapshot = checkpoints / "checkpoint_manager_snapshot.json"
     snapshot.write_text(snapshot.read_text()[:100])
-    recovery.forget_damaged(str(checkpoints))
+    recovery.drop_damaged(str(checkpoints))
     assert runs.latest_step(config.output) == 60
     train_teacher(config)
     assert weights_of(config) == weights_of(whole)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.training.order import Order
-from pipelines.training.stream import ENOUGH_TASKS, MOST_SPAN_BYTES, Stage, Stream
+from pipelines.training.stream import ENOUGH_TASKS, MOST_SPAN_BYTES, StageRecords, Stream
 
 SHARDS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(lambda rows: sum(rows) > 0)
 
@@ -44,7 +44,7 @@ def stream_of(rows: tuple[int, ...], span_steps: int) -> Stream:
     def load(records: np.ndarray) -> dict[str, np.ndarray]:
         return {"record": records[:, 0] * 1000 + records[:, 1]}
 
-    stages = [Stage(order=Order(shard_rows=rows, seed=seed), load=load, source="", key="") for seed in (0, 1)]
+    stages = [StageRecords(order=Order(shard_rows=rows, seed=seed), load=load, source="", key="") for seed in (0, 1)]
     return Stream(stages=stages, steps=7, batch_size=12, row_bytes=8, span_steps=span_steps)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.config.parts import SegmentConfig
 from pipelines.shards import ShardEntry
-from pipelines.trajectories.crops import RecordShard, cut, draw_crop, draw_scale, reduce, seed_of
+from pipelines.trajectories.crops import RecordShard, cut, derive_seed, draw_crop, draw_scale, reduce
 from pipelines.trajectories.records import draw_levels, record_noise
 from reddit_core.schedule import NoiseSchedule
 
@@ -84,4 +84,4 @@ def test_a_reduced_image_shows_the_same_scene_and_never_gets_smaller_than_a_crop
 
 
 def test_seeds_depend_on_every_part() -> None:
-    assert len({seed_of(0, "a", 1), seed_of(0, "a", 2), seed_of(1, "a", 1), seed_of(0, "b", 1)}) == 4
+    assert len({derive_seed(0, "a", 1), derive_seed(0, "a", 2), derive_seed(1, "a", 1), derive_seed(0, "b", 1)}) == 4

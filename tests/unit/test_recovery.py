@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.training.checkpoints import STATE_FILE
-from pipelines.training.recovery import SNAPSHOT, forget_damaged, list_anew
+from pipelines.training.recovery import SNAPSHOT, drop_damaged, rebuild_list
 
 
 def make_checkpoint(root: Path, name: str) -> Path:
@@ -27,27 +27,27 @@ def listed(root: Path) -> list[str]:
 
 def test_a_list_without_damage_is_left_as_it_is(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, "step-000000020")
-    whole = list_anew(str(tmp_path))
+    whole = rebuild_list(str(tmp_path))
     text = json.dumps({**whole, "latest_checkpoint_result": whole["checkpoint_results"][-1]}, indent=3)
     (tmp_path / SNAPSHOT).write_text(text)
-    forget_damaged(str(tmp_path))
+    drop_damaged(str(tmp_path))
     assert (tmp_path / SNAPSHOT).read_text() == text
 
 
 def test_checkpoints_that_are_cut_short_or_gone_leave_the_list(tmp_path: Path) -> None:
     files = [make_checkpoint(tmp_path, f"step-0000000{step}0") for step in (2, 4, 6)]
-    (tmp_path / SNAPSHOT).write_text(json.dumps(list_anew(str(tmp_path))))
+    (tmp_path / SNAPSHOT).write_text(json.dumps(rebuild_list(str(tmp_path))))
     files[0].unlink()
     files[2].write_bytes(files[2].read_bytes()[:-1])
-    forget_damaged(str(tmp_path))
+    drop_damaged(str(tmp_path))
     assert listed(tmp_path) == ["step-000000040"]
 
 
 def test_a_damaged_list_is_made_anew_even_if_there_is_nothing_to_list(tmp_path: Path) -> None:
     (tmp_path / SNAPSHOT).write_text('{"ray_version":"2.6')
-    forget_damaged(str(tmp_path))
+    drop_damaged(str(tmp_path))
     assert listed(tmp_path) == []
     make_checkpoint(tmp_path, "step-000000020")
     (tmp_path / SNAPSHOT).write_text("")
-    forget_damaged(str(tmp_path))
+    drop_damaged(str(tmp_path))
     assert listed(tmp_path) == ["step-000000020"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.pairs.scenes import Member, assign, draw, group, labels_of
+from pipelines.pairs.scenes import Member, assign, draw, group, scene_labels
 
 
 def member(pair_id: str, *labels: str, split: str = "", committed: bool = False) -> Member:
@@ -58,9 +58,9 @@ def test_groups_are_linked_through_other_pairs() -> None:
 
 def test_the_layouts_scene_and_equal_normal_images_both_count() -> None:
     members = [
-        member("a", *labels_of("n1", "hall")),
-        member("b", *labels_of("n2", "hall")),
-        member("c", *labels_of("n2", "")),
+        member("a", *scene_labels("n1", "hall")),
+        member("b", *scene_labels("n2", "hall")),
+        member("c", *scene_labels("n2", "")),
     ]
     assert len(group(members)) == 1
 

@@ -85,7 +85,7 @@ def test_no_credential_of_a_url_is_recorded(tmp_path: Path) -> None:
     records = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(records) == 2 and all("hush" not in record and "vgg.pth" in record for record in records)
     assert "hush" not in outcome.to_toml(config, redacted=True)
-    assert "hush" not in json.dumps(runs.facts_of(config))
+    assert "hush" not in json.dumps(runs.recorded_settings(config))
 
 
 def test_errors_show_no_credential(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,13 +140,13 @@ def test_the_key_is_the_hash_of_the_content_of_the_spec() -> None:
 
 
 def test_a_mismatch_names_every_field_and_both_values() -> None:
-    shards.refuse_mismatch(SPEC, dict(reversed(SPEC.items())), "cache")
+    shards.require_match(SPEC, dict(reversed(SPEC.items())), "cache")
     wanted = {**SPEC, "crop": 96, "teacher": "ab"}
     with pytest.raises(
         ValueError,
         match=r"^cache does not match: crop is 64, asked for 96; teacher is None, asked for 'ab'; use another output",
     ):
-        shards.refuse_mismatch(SPEC, wanted, "cache")
+        shards.require_match(SPEC, wanted, "cache")
 
 
 def test_a_manifest_comes_back(tmp_path: Path) -> None:

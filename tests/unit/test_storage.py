@@ -261,7 +261,7 @@ def test_names_that_climb_out_are_refused(name: str) -> None:
 def test_join_keeps_what_looks_alike(tmp_path: Path) -> None:
     assert storage.join("s3://bucket/runs/", "a..b", "c.json") == "s3://bucket/runs/a..b/c.json"
     assert storage.join(str(tmp_path), "a/b") == str(tmp_path / "a" / "b")
-    assert storage.name_of("s3://bucket/runs/demo/") == "demo"
+    assert storage.base_name("s3://bucket/runs/demo/") == "demo"
 
 
 def test_local_urls_become_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
 from pipelines.training.objective import StageContext
 from pipelines.training.progress import Progress
-from pipelines.training.stream import PADDING, positions_of, share_of
-from pipelines.training.validation import mean_of
+from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
+from pipelines.training.validation import mean_metric
 from pipelines.trajectories.crops import Batch
 from pipelines.weights import load_unet, save_unet
 from reddit_core.networks.sr3_unet import UNet, UNetConfig, use_channels_last
@@ -75,8 +75,8 @@ def records(positions: np.ndarray) -> Batch:
 def gradients(loop: Loop, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     worker = Worker(loop, rank, world_size, CPU, None)
     worker.begin_stage(0)
-    share = share_of(BATCH_SIZE, loop.optim.accumulate, world_size)
-    batch, found = records(positions_of(BATCH_SIZE, share, 0, rank)), []
+    share = rows_per_worker(BATCH_SIZE, loop.optim.accumulate, world_size)
+    batch, found = records(worker_positions(BATCH_SIZE, share, 0, rank)), []
     for _ in range(2):
         worker.accumulate_gradients(batch, worker.step_context())
         parameters = worker.state.unet.named_parameters()
@@ -111,9 +111,9 @@ def test_workers_that_share_a_batch_have_the_gradients_of_one(
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_position_of_a_batch_is_dealt_once(num_workers: int, accumulate: int) -> None:
-    share = share_of(BATCH_SIZE, accumulate, num_workers)
+    share = rows_per_worker(BATCH_SIZE, accumulate, num_workers)
     assert share % accumulate == 0
-    dealt = np.concatenate([positions_of(BATCH_SIZE, share, 3, rank) for rank in range(num_workers)])
+    dealt = np.concatenate([worker_positions(BATCH_SIZE, share, 3, rank) for rank in range(num_workers)])
     assert dealt[dealt != PADDING].tolist() == list(range(3 * BATCH_SIZE, 4 * BATCH_SIZE))
 
 
@@ -250,7 +250,7 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
             worker = Worker(loop, 0, 1, CPU, writer)
             worker.begin_stage(0)
             if checkpoint:
-                worker.go_on(checkpoint)
+                worker.resume(checkpoint)
             else:
                 worker.validate()
                 checkpoint = saved(worker)
@@ -364,6 +364,6 @@ def test_a_student_has_no_dropout_whatever_its_teacher_had(tmp_path: Path) -> No
 
 
 def test_validation_leaves_flat_images_out_of_sharpness_alone() -> None:
-    assert mean_of("sharpness", [math.nan, 1.0, 2.0]) == 1.5
-    assert math.isnan(mean_of("sharpness", [math.nan]))
-    assert math.isnan(mean_of("psnr", [math.nan, 20.0])), "a network that diverged must not look better"
+    assert mean_metric("sharpness", [math.nan, 1.0, 2.0]) == 1.5
+    assert math.isnan(mean_metric("sharpness", [math.nan]))
+    assert math.isnan(mean_metric("psnr", [math.nan, 20.0])), "a network that diverged must not look better"
