@@ -1,1 +1,1 @@
-"""Ray Tune over the reflectance and loss weights."""
+"""Sweeps over the refinement and loss weights with Ray Tune."""

@@ -1,4 +1,4 @@
-"""What a sweep refuses: before anything is spent, when it goes on, and when it was cut short."""
+"""Validation of a sweep: before anything is spent, when it is resumed, and when its trials have ended."""
 
 import itertools
 import json
@@ -12,17 +12,24 @@ from ray.util.state.exception import RayStateApiException
 
 from pipelines import storage
 from pipelines.config.jobs import TuneConfig
-from pipelines.search.space import describe, with_values
+from pipelines.search.space import describe_points, with_values
 from pipelines.search.sweep import Sweep
 from pipelines.training import distillation
 from pipelines.training.loop import check_workers
 from pipelines.training.stream import Stream
 
-MOST_CORNERS = 4096
+MAX_CORNERS = 4096
 
 
-def check(sweep: Sweep) -> Stream:
-    """Refuses what could not work before anything is spent; returns what every trial reads."""
+def check_sweep(sweep: Sweep) -> Stream:
+    """Validates a sweep before anything is spent.
+
+    Returns:
+        The records that every trial reads.
+
+    Raises:
+        ValueError: if the space, points, metric or inputs cannot be used.
+    """
     base = sweep.config.distill
     assert sweep.objective.terms and sweep.first_points is not None
     distillation.check_inputs(base)
@@ -31,23 +38,29 @@ def check(sweep: Sweep) -> Stream:
 
 
 def check_corners(sweep: Sweep) -> None:
-    """Refuses limits and choices that a distillation refuses together; each alone was looked at before.
+    """Validates up to 4096 combinations of limits and choices; `parse_space` has validated each value by itself.
 
     Raises:
-        ValueError: naming the first such values.
+        ValueError: with the first combination that a distillation rejects.
     """
     corners = itertools.product(*(dimension.values for dimension in sweep.dimensions))
-    for corner in itertools.islice(corners, MOST_CORNERS):
+    for corner in itertools.islice(corners, MAX_CORNERS):
         values = {dimension.key: value for dimension, value in zip(sweep.dimensions, corner, strict=True)}
         try:
             config = with_values(sweep.config.distill, values)
             check_workers(config.optim, config.compute)
         except ValueError as error:
-            raise ValueError(f"the space has values that do not go together ({describe([values])}): {error}") from None
+            raise ValueError(
+                f"the space has values that do not go together ({describe_points([values])}): {error}"
+            ) from None
 
 
 def check_asha(config: TuneConfig) -> None:
-    """ASHA's stopped trials give their resources back only where Ray's state API, part of its dashboard, answers."""
+    """Checks that ASHA's stopped trials can release their CPUs, for which Ray Train asks Ray's state API.
+
+    Raises:
+        ValueError: if ASHA is on and the state API, which is part of Ray's dashboard, does not answer.
+    """
     if not config.asha:
         return
     try:
@@ -60,10 +73,10 @@ def check_asha(config: TuneConfig) -> None:
 
 
 def restorable(path: str) -> bool:
-    """Whether Tune has begun trials that it can go on with; it would begin anew, without a word, where it cannot read.
+    """Whether the Tune experiment at `path` has trials to resume.
 
     Raises:
-        ValueError: if its state is damaged.
+        ValueError: if its newest state is damaged, in which case Tune would silently start a new experiment.
     """
     names = [name for name in storage.list_files(path) if name.startswith("experiment_state-")]
     if not names:
@@ -78,11 +91,11 @@ def restorable(path: str) -> bool:
         ) from None
 
 
-def check_whole(sweep: Sweep, results: Sequence[Result]) -> None:
-    """Refuses to take an interrupted sweep for one that has ended.
+def check_complete(sweep: Sweep, results: Sequence[Result]) -> None:
+    """Checks that every trial of a sweep has ended or failed.
 
     Raises:
-        ValueError: if some trials have neither ended nor failed, or were never begun.
+        ValueError: if the sweep was interrupted: some trials are still running, or were never started.
     """
     ended = sum(bool(result.error) or not result.metrics or bool(result.metrics.get(DONE)) for result in results)
     if ended < sweep.num_trials:

@@ -1,4 +1,4 @@
-"""What a sweep leaves: the table of its trials, the best configuration, plots."""
+"""The results of a sweep: the table of its trials, the best configuration, plots."""
 
 import json
 import math
@@ -23,14 +23,18 @@ from pipelines.training import runs
 from pipelines.training.stream import Stream
 
 BEST, PLOTS = "best.toml", "plots"
-# Settings that a rerun may change, because the trials' results do not depend on them.
-# Ray Tune keeps the number of trials at a time that a sweep began with, so that is none of them.
+# Settings that a rerun may change, because the trials' results do not depend on them. `concurrent` is not among them,
+# since Ray Tune keeps the value that a sweep was started with.
 FREE_SETTINGS = ("output", "then_distill")
 FREE_DISTILL_SETTINGS = ("output", "compute", "tracking")
 
 
-def record(config: TuneConfig, stream: Stream) -> None:
-    """Writes the settings of a new sweep and what its records are made of; refuses to go on with one of others."""
+def record_settings(config: TuneConfig, stream: Stream) -> None:
+    """Writes the settings of a new sweep and the keys of its records.
+
+    Raises:
+        ValueError: if the sweep was started with other settings or records.
+    """
     settings = redact_tree(json.loads(json.dumps(asdict(config))))
     settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
     for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
@@ -38,9 +42,9 @@ def record(config: TuneConfig, stream: Stream) -> None:
     runs.record_settings(config.output, settings, stream, "sweep")
 
 
-def table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
-    """One row per trial, those that reached the last step first, the best of them on top."""
-    rows = [row_of(sweep, result) for result in results]
+def trial_table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
+    """One row per trial: those that reached the last step first, by falling objective."""
+    rows = [trial_row(sweep, result) for result in results]
 
     def rank(row: Row) -> tuple[bool, int, float]:
         return row["outcome"] == "finished", row[STEP], -math.inf if row[OBJECTIVE] is None else row[OBJECTIVE]
@@ -48,7 +52,8 @@ def table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
     return sorted(rows, key=rank, reverse=True)
 
 
-def row_of(sweep: Sweep, result: Result) -> Row:
+def trial_row(sweep: Sweep, result: Result) -> Row:
+    """A trial's outcome (finished, stopped, failed), last step, searched values, objective and metrics."""
     metrics = result.metrics or {}
     step = int(metrics.get(STEP, 0))
     outcome = "failed" if result.error else "finished" if step >= sweep.num_steps else "stopped"
@@ -58,14 +63,14 @@ def row_of(sweep: Sweep, result: Result) -> Row:
     return {"trial": trial, "outcome": outcome, STEP: step, **values, OBJECTIVE: metrics.get(OBJECTIVE), **figures}
 
 
-def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
-    """Writes plots and report.json, and sends them to the sweep's run.
+def write_results(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
+    """Writes plots and report.json, and logs them to the sweep's run.
 
     Raises:
         ValueError: if no trial reached the end.
     """
     config = sweep.config
-    rows = table(sweep, results)
+    rows = trial_table(sweep, results)
     if not rows or rows[0]["outcome"] != "finished":
         raise ValueError(
             f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); mend the cause "
@@ -75,31 +80,31 @@ def write(sweep: Sweep, results: Sequence[Result], writer: RunWriter) -> Report:
     facts = {"metric": config.metric, **counts, "best": rows[0]["trial"], BEST: storage.join(config.output, BEST)}
     title = f"Trials, best first by {config.metric}"
     report = Report(title=title, rows=rows, facts=facts, url=config.output)
-    curves = {storage.base_name(result.path): curve_of(result) for result in results}
-    plots = plotting.draw(sweep, rows, curves)
+    curves = {storage.base_name(result.path): learning_curve(result) for result in results}
+    plots = plotting.plot_sweep(sweep, rows, curves)
     for name, data in plots.items():
         storage.write_bytes(storage.join(config.output, PLOTS, name), data)
     reporting.save(report)
     log_results(sweep, writer, rows, plots)
-    return replace(report, rows=shown(rows, config.metric))
+    return replace(report, rows=terminal_rows(rows, config.metric))
 
 
-def shown(rows: Sequence[Row], metric: str) -> list[Row]:
-    """The table as the terminal has room for it; report.json has all of it."""
+def terminal_rows(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The table without the columns that a terminal has no room for; report.json has all."""
     hidden = {STEP, *(name for name in rows[0] if name.endswith("_gt_mean"))}
     hidden |= {OBJECTIVE} if metric in rows[0] else set()
     return [{name.rpartition(".")[2]: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
 def write_best(sweep: Sweep) -> None:
-    """Writes best.toml, whose presence says that the sweep has ended, and its run knows of it."""
+    """Writes best.toml, last of all: it marks a sweep that has ended and whose results were logged."""
     rows = saved_rows(sweep.config.output)
     best = to_toml(sweep.full_config(best_values(rows, sweep.dimensions)))
     storage.write_bytes(storage.join(sweep.config.output, BEST), best.encode())
 
 
 def is_done(output: str) -> bool:
-    """Whether a sweep has ended with no failed trial left to be tried again."""
+    """Whether a sweep has ended without failed trials, which a rerun would try again."""
     return storage.exists(storage.join(output, BEST)) and not has_failed(saved_rows(output))
 
 
@@ -108,7 +113,7 @@ def has_failed(rows: Sequence[Row]) -> bool:
 
 
 def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Mapping[str, bytes]) -> None:
-    """Sends the sweep's files and best figures to its run."""
+    """Logs the sweep's files and the best trial's metrics to its run."""
     best = to_toml(sweep.full_config(best_values(rows, sweep.dimensions)), redacted=True).encode()
     files = {**plots, BEST: best, "trials.json": json.dumps([dict(row) for row in rows], indent=1).encode()}
     with tempfile.TemporaryDirectory() as folder:
@@ -122,12 +127,13 @@ def log_results(sweep: Sweep, writer: RunWriter, rows: Sequence[Row], plots: Map
 
 
 def describe_errors(results: Sequence[Result]) -> str:
+    """The last line of the first failed trial's error, or a hint where all trials were stopped."""
     errors = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
     return errors[0] if errors else "all were stopped; lower --distill.optim.learning-rate"
 
 
-def curve_of(result: Result) -> tuple[list[int], list[float]]:
-    """(steps, objective) of a trial's validations."""
+def learning_curve(result: Result) -> tuple[list[int], list[float]]:
+    """(global steps, objective) of a trial's validations."""
     frame = result.metrics_dataframe
     if frame is None or OBJECTIVE not in frame:
         return [], []
@@ -135,28 +141,33 @@ def curve_of(result: Result) -> tuple[list[int], list[float]]:
     return [int(step) for step in known[STEP]], [float(value) for value in known[OBJECTIVE]]
 
 
-def saved(output: str) -> Report:
-    """The report of a sweep that is done."""
+def saved_report(output: str) -> Report:
+    """The report of a sweep that has ended."""
     document = json.loads(storage.read_bytes(storage.join(output, reporting.FILE)))
     facts = {name: value for name, value in document.items() if name not in ("title", "rows")}
-    rows = shown(document["rows"], document["metric"])
+    rows = terminal_rows(document["rows"], document["metric"])
     return Report(title=f"The sweep is already done: {output}", rows=rows, facts=facts)
 
 
 def saved_rows(output: str) -> list[Row]:
-    """The whole table of a sweep that is done."""
+    """The whole table of a sweep that has ended."""
     rows: list[Row] = json.loads(storage.read_bytes(storage.join(output, reporting.FILE)))["rows"]
     return rows
 
 
 def to_toml(config: DistillConfig, *, redacted: bool = False) -> str:
-    """A distillation as the TOML file that `jobs/distill.py --config` takes; redacted, without credentials of URLs."""
+    """A distillation as a TOML file for `jobs/distill.py --config`.
+
+    Args:
+        config: the distillation; its tracking and device settings are left out.
+        redacted: removes the credentials of URLs.
+    """
     settings = json.loads(json.dumps(asdict(config)))
-    # Tracking belongs to whoever runs it, and its URI may hold a password; a GPU to the machine that it runs on.
+    # Both depend on who runs it and where, and a tracking URI may hold a password.
     del settings["tracking"], settings["compute"]["gpu"]
     return tomli_w.dumps(redact_tree(settings) if redacted else settings)
 
 
 def best_values(rows: Sequence[Row], dimensions: Sequence[Dimension]) -> Values:
-    """The searched settings of the best trial, which is on top."""
+    """The searched values of the best trial, which is the first row."""
     return {dimension.key: rows[0][dimension.key] for dimension in dimensions}

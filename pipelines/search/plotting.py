@@ -13,20 +13,24 @@ FINISHED, STOPPED, BEST = "tab:blue", "0.6", "tab:red"
 Curve = tuple[Sequence[int], Sequence[float]]
 
 
-def draw(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) -> dict[str, bytes]:
-    """The objective against each searched setting, and every trial's objective by step; PNG bytes by file name.
+def plot_sweep(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) -> dict[str, bytes]:
+    """Plots the objective against each searched setting, and the learning curves of all trials.
 
     Args:
-        sweep: what was searched.
+        sweep: the sweep.
         rows: the table of trials, the best first.
-        curves: (steps, objective) by trial.
+        curves: (global steps, objective) by trial.
+
+    Returns:
+        PNG bytes by file name.
     """
     metric = sweep.config.metric
-    plots = {f"{dimension.key}.png": draw_dimension(rows, dimension, metric) for dimension in sweep.dimensions}
-    return {**plots, CURVES: draw_curves(sweep, rows, curves)}
+    plots = {f"{dimension.key}.png": plot_dimension(rows, dimension, metric) for dimension in sweep.dimensions}
+    return {**plots, CURVES: plot_learning_curves(sweep, rows, curves)}
 
 
-def draw_dimension(rows: Sequence[Row], dimension: Dimension, metric: str) -> bytes:
+def plot_dimension(rows: Sequence[Row], dimension: Dimension, metric: str) -> bytes:
+    """A scatter plot of the objective against one searched setting."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel=dimension.key, ylabel=f"{metric} (validation)")
     known = [row for row in rows if row[OBJECTIVE] is not None]
@@ -34,11 +38,11 @@ def draw_dimension(rows: Sequence[Row], dimension: Dimension, metric: str) -> by
         ("whole trials", FINISHED, FINISHED, [row for row in known if row["outcome"] == "finished"]),
         ("stopped early, at their last step", STOPPED, "none", [row for row in known if row["outcome"] != "finished"]),
     ):
-        positions = [place(dimension, row[dimension.key]) for row in group]
+        positions = [axis_position(dimension, row[dimension.key]) for row in group]
         if group:
             values = [row[OBJECTIVE] for row in group]
             axes.scatter(positions, values, edgecolors=color, facecolors=face, label=label)
-    best = [place(dimension, rows[0][dimension.key])], [rows[0][OBJECTIVE]]
+    best = [axis_position(dimension, rows[0][dimension.key])], [rows[0][OBJECTIVE]]
     axes.scatter(*best, marker="*", s=160, color=BEST, label="best")
     if dimension.kind == "loguniform":
         axes.set_xscale("log")
@@ -48,12 +52,13 @@ def draw_dimension(rows: Sequence[Row], dimension: Dimension, metric: str) -> by
     return encode_figure(figure)
 
 
-def place(dimension: Dimension, value: float) -> float:
-    """Where a value stands on the horizontal axis; choices stand side by side."""
+def axis_position(dimension: Dimension, value: float) -> float:
+    """The horizontal coordinate of a value: the value itself, or the index of a choice."""
     return dimension.values.index(value) if dimension.kind == "choice" else value
 
 
-def draw_curves(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) -> bytes:
+def plot_learning_curves(sweep: Sweep, rows: Sequence[Row], curves: Mapping[str, Curve]) -> bytes:
+    """The objective of every trial by global step, the best trial in red, stages divided by dotted lines."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step, over all stages", ylabel=f"{sweep.config.metric} (validation)")
     for row in reversed(rows):

@@ -1,4 +1,4 @@
-"""What a sweep searches over, and what it maximizes, from the text of the command line."""
+"""The space that a sweep searches, and the objective that it maximizes, parsed from the command line."""
 
 import itertools
 import math
@@ -15,11 +15,11 @@ from pipelines.training.validation import LPIPS
 
 Kind = Literal["uniform", "loguniform", "choice"]
 Values = dict[str, Any]
-"""One trial's own settings by dotted key of a distillation."""
+"""A trial's searched values, by dotted key of the distillation's config."""
 
 DIMENSION = re.compile(r"^\s*([a-z_.]+)\s*=\s*(uniform|loguniform|choice)\(([^()]*)\)\s*$")
 TERM = re.compile(r"\s*([+-]?)\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([a-z_]+)\s*")
-# What a trial may not change: where things are, and what makes trials comparable or their one cache shared.
+# Settings that cannot be searched: locations, and whatever all trials must share to be comparable and to use one cache.
 FIXED = ("cache", "teacher", "output", "pairs", "lpips", "stages", "progressive", "trajectories", "segment")
 FIXED_PARTS = (*FIXED, "tracking", "compute", "checkpoint", "optim.steps")
 METRICS = ("psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean")
@@ -28,29 +28,35 @@ SHARPNESS_GAP = "sharpness_gap"
 
 @dataclass(frozen=True)
 class Dimension:
-    """One searched setting: a dotted key, and its two limits or its choices."""
+    """One searched setting.
+
+    Attributes:
+        key: dotted key of the distillation's config.
+        kind: how values are drawn.
+        values: the lower and upper limit, or the choices.
+    """
 
     key: str
     kind: Kind
     values: tuple[Any, ...]
 
-    def holds(self, value: Any) -> bool:
-        """Whether the search could draw this value."""
+    def contains(self, value: Any) -> bool:
+        """Whether the search can draw this value."""
         return value in self.values if self.kind == "choice" else self.values[0] <= value <= self.values[1]
 
 
 def default_space(base: DistillConfig) -> tuple[str, ...]:
-    """Reflectance and loss weights and the learning rate; the perceptual weight only where a backbone is given."""
+    """Refinement and loss weights and the learning rate; the perceptual weight only if a backbone is given."""
     perceptual = ("loss.perceptual=uniform(0,1)",) if base.lpips else ()
     weights = ("refine_weight=uniform(0,1)", "loss.pixel=uniform(0,2)", *perceptual)
     return (*weights, "optim.learning_rate=loguniform(1e-5,1e-3)")
 
 
 def parse_space(texts: Sequence[str], base: DistillConfig) -> tuple[Dimension, ...]:
-    """The dimensions that `key=uniform(a,b)`, `key=loguniform(a,b)` and `key=choice(a,b,...)` stand for.
+    """Parses `key=uniform(a,b)`, `key=loguniform(a,b)` and `key=choice(a,b,...)`.
 
     Raises:
-        ValueError: if a text, key, limit or choice is not a usable one.
+        ValueError: if a text, key, limit or choice cannot be used, or a key comes twice.
     """
     dimensions = tuple(_parse_dimension(text, base) for text in texts)
     keys = [dimension.key for dimension in dimensions]
@@ -58,7 +64,7 @@ def parse_space(texts: Sequence[str], base: DistillConfig) -> tuple[Dimension, .
         require(keys.count(key) == 1, f"space names {key} {keys.count(key)} times, but each key once is enough")
     for dimension in dimensions:
         for value in dimension.values:
-            with_values(base, {dimension.key: value})  # refuses what a distillation refuses
+            with_values(base, {dimension.key: value})  # raises what the distillation's config raises
     return dimensions
 
 
@@ -80,16 +86,16 @@ def _parse_dimension(text: str, base: DistillConfig) -> Dimension:
 
 
 def parse_value(base: DistillConfig, key: str, word: str) -> Any:
-    """The value that a word means for a dotted key, by that setting's type.
+    """Parses the value of a dotted key by that setting's type: float, int, bool or a literal.
 
     Raises:
-        ValueError: if the key is none that a trial may change, or the word is no value of it.
+        ValueError: if the key cannot be searched, or the word is no value of its type.
     """
-    kind = type_of(key)
+    kind, searchable = type_of(key), f"searchable are {', '.join(searchable_keys(base))}"
     if any(key == name or key.startswith(f"{name}.") for name in FIXED_PARTS):
-        raise ValueError(f"{key} cannot be searched, since all trials share it; searchable are {', '.join(keys(base))}")
+        raise ValueError(f"{key} cannot be searched, since all trials share it; {searchable}")
     if kind is None:
-        raise ValueError(f"{key} is no setting of a distillation; searchable are {', '.join(keys(base))}")
+        raise ValueError(f"{key} is no setting of a distillation; {searchable}")
     if typing.get_origin(kind) is Literal:
         options = typing.get_args(kind)
         require(word in options, f"{key} is {word!r}, but must be one of {', '.join(options)}")
@@ -104,34 +110,34 @@ def parse_value(base: DistillConfig, key: str, word: str) -> Any:
 
 
 def type_of(key: str) -> Any:
-    """The type of a dotted setting of a distillation; None if there is none, or it is a group of settings."""
+    """The type of a dotted setting of a distillation; None if it does not exist or is a group of settings."""
     kind: Any = DistillConfig
     for name in key.split("."):
         kind = typing.get_type_hints(kind).get(name) if is_dataclass(kind) else None
     return None if is_dataclass(kind) else kind
 
 
-def keys(base: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys that a trial may change."""
+def searchable_keys(base: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted keys that a space may have."""
     for name in typing.get_type_hints(type(base)):
         key, value = f"{prefix}{name}", getattr(base, name)
         if key in FIXED_PARTS:
             continue
         if is_dataclass(value):
-            yield from keys(value, f"{key}.")
+            yield from searchable_keys(value, f"{key}.")
         else:
             yield key
 
 
-def value_of(base: Any, key: str) -> Any:
-    """The value that a dotted key has now."""
+def get_value(base: Any, key: str) -> Any:
+    """The value of a dotted key in a config."""
     for name in key.split("."):
         base = getattr(base, name)
     return base
 
 
 def with_values(base: DistillConfig, values: Mapping[str, Any]) -> DistillConfig:
-    """The distillation with dotted settings replaced."""
+    """A copy of the distillation's config with dotted settings replaced."""
     return typing.cast(DistillConfig, _with_values(base, values))
 
 
@@ -149,16 +155,16 @@ def _with_values(node: Any, values: Mapping[str, Any]) -> Any:
 
 
 def parse_points(texts: Sequence[str], dimensions: Sequence[Dimension], base: DistillConfig) -> list[Values]:
-    """`key=value,key=value` as full points of the space; what is not named keeps the distillation's own value.
+    """Parses `key=value,key=value` to full points of the space; keys that are not named keep the base's values.
 
     Raises:
-        ValueError: if a key is not searched, or a value lies outside its limits.
+        ValueError: if a key is not searched, or a value is outside its limits.
     """
     return [_parse_point(text, {dimension.key: dimension for dimension in dimensions}, base) for text in texts]
 
 
 def _parse_point(text: str, dimensions: Mapping[str, Dimension], base: DistillConfig) -> Values:
-    point = {key: value_of(base, key) for key in dimensions}
+    point = {key: get_value(base, key) for key in dimensions}
     for part in text.split(","):
         key, _, word = (piece.strip() for piece in part.partition("="))
         require(key in dimensions, f"points has {part!r}, but must be KEY=VALUE with KEY of {', '.join(dimensions)}")
@@ -166,20 +172,20 @@ def _parse_point(text: str, dimensions: Mapping[str, Dimension], base: DistillCo
     for key, value in point.items():
         limits = f"{dimensions[key].kind}({','.join(str(limit) for limit in dimensions[key].values)})"
         require(
-            dimensions[key].holds(value),
+            dimensions[key].contains(value),
             f"the point {text!r} has {key}={value}, but the space is {limits}; widen it with --space, or name {key}",
         )
     return point
 
 
-def own_point(dimensions: Sequence[Dimension], base: DistillConfig) -> list[Values]:
-    """The distillation's own values as the first point to try, if the space holds them."""
-    point = {dimension.key: value_of(base, dimension.key) for dimension in dimensions}
-    return [point] if all(dimension.holds(point[dimension.key]) for dimension in dimensions) else []
+def base_point(dimensions: Sequence[Dimension], base: DistillConfig) -> list[Values]:
+    """The distillation's own values as the first point to try, if they are in the space; otherwise no point."""
+    point = {dimension.key: get_value(base, dimension.key) for dimension in dimensions}
+    return [point] if all(dimension.contains(point[dimension.key]) for dimension in dimensions) else []
 
 
 def grid_points(dimensions: Sequence[Dimension]) -> list[Values]:
-    """Every combination of the choices.
+    """All combinations of the choices.
 
     Raises:
         ValueError: if a dimension is a range.
@@ -197,13 +203,17 @@ def grid_points(dimensions: Sequence[Dimension]) -> list[Values]:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What is maximized: a weighted sum of validation metrics."""
+class SweepObjective:
+    """The quantity that a sweep maximizes: a weighted sum of validation metrics.
+
+    Attributes:
+        terms: (weight, metric) pairs.
+    """
 
     terms: tuple[tuple[float, str], ...]
 
     def __call__(self, metrics: Mapping[str, Any]) -> float | None:
-        """The sum; None where a metric is missing or not finite."""
+        """The sum; None if a metric is missing or the sum is not finite."""
         known = {name: float(metrics[name]) for name in (*METRICS, LPIPS) if name in metrics}
         if "sharpness" in known:
             known[SHARPNESS_GAP] = abs(1 - known["sharpness"])
@@ -213,11 +223,15 @@ class Objective:
         return total if math.isfinite(total) else None
 
 
-def parse_objective(text: str, metrics: Sequence[str] = METRICS) -> Objective:
-    """`psnr`, or a sum such as `psnr + 10*ssim - 5*sharpness_gap`, of the metrics that a validation measures.
+def parse_objective(text: str, metrics: Sequence[str] = METRICS) -> SweepObjective:
+    """Parses `psnr`, or a weighted sum such as `psnr + 10*ssim - 5*sharpness_gap`.
+
+    Args:
+        text: the sum.
+        metrics: names of the metrics that a validation measures.
 
     Raises:
-        ValueError: if it is no such sum of known metrics.
+        ValueError: if the text is not a sum of these metrics and `sharpness_gap` = |1 - sharpness|.
     """
     terms: list[tuple[float, str]] = []
     position = 0
@@ -233,8 +247,9 @@ def parse_objective(text: str, metrics: Sequence[str] = METRICS) -> Objective:
         f"metric {text!r} must be a validation metric or a sum of them, such as psnr + 10*ssim - 5*sharpness_gap; "
         f"they are {', '.join(metrics)} and {SHARPNESS_GAP} = |1 - sharpness|; lpips needs --distill.lpips URL",
     )
-    return Objective(tuple(terms))
+    return SweepObjective(tuple(terms))
 
 
-def describe(points: Sequence[Values]) -> str:
+def describe_points(points: Sequence[Values]) -> str:
+    """Points as text, `key=value, key=value; ...`."""
     return "; ".join(", ".join(f"{key}={format_value(value)}" for key, value in point.items()) for point in points)

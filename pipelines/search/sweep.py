@@ -1,4 +1,4 @@
-"""A sweep as it was asked for, with everything that follows from its config alone."""
+"""A sweep: its config, and everything that follows from the config alone."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +11,11 @@ from pipelines.config.parts import require
 from pipelines.search.space import (
     METRICS,
     Dimension,
-    Objective,
+    SweepObjective,
     Values,
+    base_point,
     default_space,
     grid_points,
-    own_point,
     parse_objective,
     parse_points,
     parse_space,
@@ -25,16 +25,16 @@ from pipelines.tracking import RunHandle
 from pipelines.training.validation import LPIPS
 
 TRIALS = "trials"
-# What a trial reports to Tune: the global step, and what the sweep maximizes.
+# Keys of the results that a trial reports to Tune: the global step, and the objective of the sweep.
 STEP, OBJECTIVE = "step", "objective"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Pickled to every trial.
+    """A sweep's config with the parsed space, objective and points; pickled to every trial.
 
     Raises:
-        ValueError: from the properties, if the space, points or metric cannot be used.
+        ValueError: by the properties, if the space, points or metric cannot be used.
     """
 
     config: TuneConfig
@@ -45,22 +45,22 @@ class Sweep:
         return parse_space(self.config.space or default_space(base), base)
 
     @cached_property
-    def objective(self) -> Objective:
+    def objective(self) -> SweepObjective:
         return parse_objective(self.config.metric, self.metrics)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What a trial's validation measures."""
+        """Names of the metrics that a trial's validation measures."""
         return (*METRICS, LPIPS) if self.config.distill.lpips else METRICS
 
     @cached_property
     def first_points(self) -> list[Values]:
-        """What is tried before the search decides."""
+        """The points that are tried before the search chooses any: all points of a grid."""
         base, dimensions, config = self.config.distill, self.dimensions, self.config
         if config.search == "grid":
             require(not config.points, "points are for tpe and random, since a grid has every combination; drop one")
             return grid_points(dimensions)
-        points = own_point(dimensions, base) + parse_points(config.points, dimensions, base)
+        points = base_point(dimensions, base) + parse_points(config.points, dimensions, base)
         require(
             len(points) <= config.trials,
             f"trials is {config.trials}, but {len(points)} points are to be tried first (the distillation's own values "
@@ -78,17 +78,17 @@ class Sweep:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of a whole trial."""
+        """Optimizer steps of a whole trial, over all stages."""
         return self.steps_per_stage * len(self.config.distill.stages)
 
     def is_validated(self, step: int) -> bool:
-        """Whether a trial has looked at the validation images right at this global step."""
+        """Whether a trial validates exactly at this global step."""
         step_of_stage = (step - 1) % self.steps_per_stage + 1
         every = self.config.distill.checkpoint.validate_every
         return step_of_stage % every == 0 or step_of_stage == self.steps_per_stage
 
     def trial_config(self, trial_id: str, values: Mapping[str, Any]) -> DistillConfig:
-        """What a trial runs, under an output of its own."""
+        """The distillation of a trial, with an output of its own."""
         base = self.config.distill
         return replace(
             with_values(base, {**values, "optim.steps": self.steps_per_stage}),
@@ -96,15 +96,15 @@ class Sweep:
         )
 
     def trial_run(self, trial_id: str, values: Mapping[str, Any], parent: RunHandle) -> RunHandle:
-        """The trial's own run below the sweep's: the same one however often, and wherever, this is asked."""
+        """The handle of the trial's run, a child of the sweep's; the same run in every process."""
         if parent.request is None:
             return parent
         config = self.trial_config(trial_id, values)
         where = replace(config.tracking, uri=parent.uri)
-        inputs = parent.request.inputs  # every trial reads what the sweep does
+        inputs = parent.request.inputs  # all trials read the inputs of the sweep
         tags = {**parent.request.tags, "reddit.job": "distill", "reddit.trial": trial_id}
         return tracking.plan_run(where, config.output, asdict(config), tags=tags, inputs=inputs, parent=parent)
 
     def full_config(self, values: Mapping[str, Any]) -> DistillConfig:
-        """What `--then-distill` runs: the values of a trial at full length."""
+        """The distillation of `--then-distill`: a trial's values at full length."""
         return with_values(self.config.distill, values)

@@ -1,4 +1,4 @@
-"""Ray Tune over the refinement and loss weights. Every trial is a distillation from the one shared cache."""
+"""Sweeps over the refinement and loss weights with Ray Tune; every trial is a distillation from one shared cache."""
 
 import math
 import os
@@ -20,35 +20,35 @@ from pipelines import reporting, storage, tracking
 from pipelines.cluster import use_gpu
 from pipelines.config.jobs import TuneConfig
 from pipelines.reporting import Report
-from pipelines.search import checks, outcome, progress
-from pipelines.search.progress import SweepProgress, watching
-from pipelines.search.space import Dimension, Values, describe
+from pipelines.search import checks, outcome
+from pipelines.search.monitor import MonitorCallback, end_trial_runs, monitored
+from pipelines.search.space import Dimension, Values, describe_points
 from pipelines.search.sweep import OBJECTIVE, STEP, Sweep
 from pipelines.tracking import RunHandle
 from pipelines.training import distillation, runs, student_registry
 
 EXPERIMENT = "tune"
 DRIVER_CPUS = 0.1
-# What one trial's Ray Data tasks need beside its workers, on average; on too few they never get a turn.
+# CPUs for a trial's Ray Data tasks, on average, besides its workers'; with fewer they might never be scheduled.
 DATA_CPUS = 0.25
 ASHA_REDUCTION = 3
 SETTINGS = {
-    # How often Tune saves which trials there are; those begun since would be begun anew after a kill.
+    # Seconds between Tune's saves of its list of trials; after a kill, trials started since the last one start anew.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
-    # Only the older output can be silenced; SweepProgress says what happens.
+    # Only Tune's older output can be switched off; MonitorCallback prints the progress.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Its handler would end the sweep at Ctrl-C as if all trials had been run.
+    # Tune's handler would end the sweep at Ctrl-C as if all trials had ended.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-# Ray Tune would copy these into the trials' runtime environment, which Ray logs; trials find them where all other
-# processes do, in the environment of their machine.
+# Ray Tune would copy these into the trials' runtime environment, which Ray logs; trials read them, like all other
+# processes, from the environment of their machine.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-# A trial's driver may be lost with its node; its own workers are restarted by Ray Train.
+# Restarts of a trial's driver, which may be lost with its node; Ray Train restarts the trial's workers.
 MAX_FAILURES = 2
 
 
 class ReportObjective(TuneReportCallback):
-    """Passes a trial's fresh validations on to Tune, with the objective that the sweep maximizes."""
+    """Reports a trial's new validations to Tune, with the objective that the sweep maximizes."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -62,11 +62,11 @@ class ReportObjective(TuneReportCallback):
 
 
 def run_trial(values: Values, *, sweep: Sweep, parent: RunHandle) -> None:
-    """One trial, in a process of its own: it goes on from its checkpoints if it was interrupted."""
+    """Runs one trial, in a process of its own, or resumes it from its checkpoints."""
     trial_id = ray_tune.get_context().get_trial_id()
     config = sweep.trial_config(trial_id, values)
-    if runs.finished(config.output, [distillation.student_name(stage) for stage in config.stages]):
-        # Tune was killed before it heard of the end.
+    if runs.finished(config.output, [distillation.student_name(teacher_steps) for teacher_steps in config.stages]):
+        # Tune was killed before it received the last report.
         last = distillation.student_rows(config)[-1]
         ray_tune.report({**last, STEP: sweep.num_steps, OBJECTIVE: sweep.objective(last)})
         return
@@ -74,13 +74,13 @@ def run_trial(values: Values, *, sweep: Sweep, parent: RunHandle) -> None:
     settings = runs.record_config(config.output, config, stream)
     loop = distillation.make_loop(config, sweep.trial_run(trial_id, values, parent), stream.teacher_sha256, settings)
     trainer = runs.make_trainer(loop, stream, config.output, [ReportObjective(sweep)])
-    trainer.fit()  # a run that diverged has reported what it reached, which is its result here
+    trainer.fit()  # a run that diverged has reported its last validation, which is its result here
 
 
 class WeightSearch(OptunaSearch):
-    """Optuna, told the value only of trials that reached the last step; others are pruned at the step they reached.
+    """Optuna, which gets the value only of trials that reached the last step; others are pruned at their last step.
 
-    Tune would tell a stopped trial's last value as its final one, though it may be of an earlier, easier stage.
+    Tune would pass on a stopped trial's last value as its final one, though it may be of an earlier, easier stage.
     """
 
     num_steps = 0
@@ -90,7 +90,8 @@ class WeightSearch(OptunaSearch):
         super().on_trial_complete(trial_id, result if reached else None, error)
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
+def make_distribution(dimension: Dimension) -> BaseDistribution:
+    """Optuna's distribution of a searched setting."""
     if dimension.kind == "choice":
         return CategoricalDistribution(dimension.values)
     low, high = dimension.values
@@ -98,10 +99,11 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def make_search(sweep: Sweep) -> WeightSearch:
-    seed = sweep.config.seed
-    tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup(sweep))
+    """The search of the config's kind, with the sweep's first points."""
+    seed, num_startup = sweep.config.seed, num_startup_trials(sweep)
+    tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=num_startup)
     search = WeightSearch(
-        {dimension.key: distribution(dimension) for dimension in sweep.dimensions},
+        {dimension.key: make_distribution(dimension) for dimension in sweep.dimensions},
         metric=OBJECTIVE,
         mode="max",
         points_to_evaluate=[dict(point) for point in sweep.first_points] or None,
@@ -111,16 +113,16 @@ def make_search(sweep: Sweep) -> WeightSearch:
     return search
 
 
-def startup(sweep: Sweep) -> int:
-    """Random trials before TPE takes over: Optuna's ten, but no more than a third of a short sweep."""
+def num_startup_trials(sweep: Sweep) -> int:
+    """The number of random trials before TPE: Optuna's 10, or a third of a short sweep, at least 1."""
     return min(10, max(1, sweep.num_trials // 3))
 
 
 def num_concurrent(config: TuneConfig) -> int:
-    """Trials that the cluster has room for at a time.
+    """The number of trials that run at a time: as configured, or as many as the cluster has CPUs and GPUs for.
 
     Raises:
-        ValueError: if there is no room for one.
+        ValueError: if it has too few for one trial.
     """
     if config.concurrent:
         return config.concurrent
@@ -140,7 +142,10 @@ def num_concurrent(config: TuneConfig) -> int:
 
 
 def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
-    """A new experiment, or the one under the same output as far as it got."""
+    """Tune's experiment under the sweep's output, resumed if it exists.
+
+    Trials that were interrupted or failed run again when it is resumed.
+    """
     config = sweep.config
     trainable = ray_tune.with_resources(partial(run_trial, sweep=sweep, parent=parent), {"CPU": DRIVER_CPUS})
     experiment = storage.join(config.output, EXPERIMENT)
@@ -150,21 +155,13 @@ def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
             path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
         )
     path, filesystem = storage.for_ray(config.output)
-    grace = config.grace_steps or math.ceil(sweep.num_steps / ASHA_REDUCTION**2)
-    scheduler = AsyncHyperBandScheduler(
-        time_attr=STEP,
-        grace_period=min(grace, sweep.num_steps),
-        # Beyond the end: Tune stops a trial that reaches it at that report, before its students are written.
-        max_t=sweep.num_steps + 1,
-        reduction_factor=ASHA_REDUCTION,
-    )
     return Tuner(
         trainable,
         tune_config=ray_tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
             search_alg=make_search(sweep),
-            scheduler=scheduler if config.asha else None,
+            scheduler=make_scheduler(sweep) if config.asha else None,
             num_samples=sweep.num_trials,
             max_concurrent_trials=num_concurrent(config),
             trial_dirname_creator=trial_name,
@@ -175,34 +172,47 @@ def make_tuner(sweep: Sweep, parent: RunHandle) -> Tuner:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[SweepProgress()],
+            callbacks=[MonitorCallback()],
             verbose=0,
         ),
     )
 
 
+def make_scheduler(sweep: Sweep) -> AsyncHyperBandScheduler:
+    """ASHA over the global step; a trial may be stopped after `grace_steps`, or after a ninth of its steps."""
+    grace = sweep.config.grace_steps or math.ceil(sweep.num_steps / ASHA_REDUCTION**2)
+    return AsyncHyperBandScheduler(
+        time_attr=STEP,
+        grace_period=min(grace, sweep.num_steps),
+        # Past the end, because Tune stops a trial at the report that reaches `max_t`, before its students are written.
+        max_t=sweep.num_steps + 1,
+        reduction_factor=ASHA_REDUCTION,
+    )
+
+
 def trial_name(trial: Any) -> str:
+    """A trial's ID, as the name of its folder."""
     return str(trial.trial_id)
 
 
 def tune(config: TuneConfig) -> Report:
-    """Runs the sweep, or what is missing of it; then, if asked, the best distillation at full length.
+    """Runs or resumes the sweep; then, if `then_distill`, the best distillation at full length.
 
     Raises:
         ValueError: if the space, metric, cache or output cannot be used, or no trial reached the end.
     """
-    config = with_device(config)
+    config = resolve_device(config)
     sweep = Sweep(config)
-    stream = checks.check(sweep)
-    outcome.record(config, stream)
+    stream = checks.check_sweep(sweep)
+    outcome.record_settings(config, stream)
     base, done = config.distill, outcome.is_done(config.output)
-    inputs = student_registry.inputs_of(base, stream)
+    inputs = student_registry.input_datasets(base, stream)
     ended = done and not config.then_distill
     with tracking.tracked_run(base.tracking, config.output, config, job="tune", inputs=inputs, done=ended) as run:
-        report = outcome.saved(config.output) if done else search(sweep, run)
+        report = outcome.saved_report(config.output) if done else run_trials(sweep, run)
         rows = outcome.saved_rows(config.output)
         if done:
-            progress.settle(sweep, run, rows)
+            end_trial_runs(sweep, run, rows)
         if config.then_distill and outcome.has_failed(rows):
             held = "not yet: trials failed; run the same command again, or jobs/distill.py --config best.toml"
             report = replace(report, facts={**report.facts, "then_distill": held})
@@ -213,35 +223,35 @@ def tune(config: TuneConfig) -> Report:
     return report
 
 
-def with_device(config: TuneConfig) -> TuneConfig:
-    """The config with its device decided once for all trials, though GPUs may come and go."""
+def resolve_device(config: TuneConfig) -> TuneConfig:
+    """The config with `gpu` auto replaced by yes or no, so that all trials use the same kind of device."""
     compute = config.distill.compute
     gpu: Literal["yes", "no"] = "yes" if use_gpu(compute) else "no"
     return replace(config, distill=replace(config.distill, compute=replace(compute, gpu=gpu)))
 
 
-def search(sweep: Sweep, run: RunHandle) -> Report:
-    """Runs the trials and writes what came of them."""
+def run_trials(sweep: Sweep, run: RunHandle) -> Report:
+    """Runs the trials and writes their results."""
     checks.check_asha(sweep.config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ENV_VARS_TO_PROPAGATE.difference_update(CREDENTIALS)
-    with tracking.RunWriter(run) as writer, watching(sweep, run, writer) as watch:
+    with tracking.RunWriter(run) as writer, monitored(sweep, run, writer) as monitor:
         grid = make_tuner(sweep, run).fit()
         results = [grid[index] for index in range(len(grid))]
-        checks.check_whole(sweep, results)
+        checks.check_complete(sweep, results)
         for result in results:
-            watch.settle(result)
-        report = outcome.write(sweep, results, writer)
+            monitor.end_result_run(result)
+        report = outcome.write_results(sweep, results, writer)
     outcome.write_best(sweep)
     return report
 
 
 def plan_tune(config: TuneConfig) -> Report:
-    """What would be searched, how many trials at a time, and how long they are."""
+    """The plan of a sweep: the searched settings, the number of trials and of those at a time, and their length."""
     sweep = Sweep(config)
-    checks.check(sweep)
+    checks.check_sweep(sweep)
     rows = [
         {
             "setting": dimension.key,
@@ -254,7 +264,7 @@ def plan_tune(config: TuneConfig) -> Report:
         "trials": sweep.num_trials,
         "trials at a time": num_concurrent(config),
         "steps per trial": sweep.num_steps,
-        "tried first": describe(sweep.first_points) if config.search != "grid" else "every combination",
+        "tried first": describe_points(sweep.first_points) if config.search != "grid" else "every combination",
         "maximizes": config.metric,
     }
     return Report(title=f"Plan of tune ({config.search})", rows=rows, facts=facts)

@@ -199,7 +199,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     stream = make_stream(config)
     settings = runs.record_config(config.output, config, stream)
     done = runs.finished(config.output, names)
-    inputs = student_registry.inputs_of(config, stream)
+    inputs = student_registry.input_datasets(config, stream)
     with tracked_run(
         config.tracking, config.output, config, job="distill", inputs=inputs, parent=parent, done=done
     ) as run:
@@ -207,7 +207,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
             loop = make_loop(config, run, stream.teacher_sha256, settings)
             runs.fit(runs.make_trainer(loop, stream, config.output))
         last = storage.join(config.output, names[-1])
-        model = student_registry.register(run, config, last)
+        model = student_registry.register_student(run, config, last)
     facts: dict[str, Any] = {"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
     facts |= {"mlflow_model": model} if model else {}
     report = Report(title="Students", rows=student_rows(config), facts=facts, url=config.output)

@@ -1,4 +1,4 @@
-"""A distillation's inputs and its finished student, as MLflow knows them."""
+"""The inputs of a distillation and its finished student, for MLflow."""
 
 from collections.abc import Sequence
 
@@ -18,43 +18,43 @@ from pipelines.weights import load_unet
 EXAMPLE_SIDE = 32
 
 
-def inputs_of(config: DistillConfig, stream: Stream) -> Sequence[InputData]:
-    """The pairs and the caches that a tracked distillation reads, by manifest and key."""
+def input_datasets(config: DistillConfig, stream: Stream) -> Sequence[InputData]:
+    """The pairs and the caches that a distillation reads; none when tracking is off, since manifests may be large."""
     inputs: list[InputData] = []
-    if not config.tracking.enabled:  # manifests may be large
+    if not config.tracking.enabled:
         return inputs
     if config.pairs:
         manifest = shards.read_manifest(config.pairs, "pairs")
         inputs.append(InputData("pairs", storage.join(config.pairs, shards.MANIFEST), manifest.key))
     if config.trajectories == "cache":
-        for stage, records in zip(config.stages, stream.stages, strict=True):
+        for teacher_steps, records in zip(config.stages, stream.stages, strict=True):
             url = storage.join(records.source, shards.MANIFEST)
-            inputs.append(InputData(f"trajectories-{stage}", url, records.key))
+            inputs.append(InputData(f"trajectories-{teacher_steps}", url, records.key))
     return inputs
 
 
-def register(run: RunHandle, config: DistillConfig, url: str) -> str:
-    """Makes the student at `url` a version of the registered model `tracking.model`.
+def register_student(run: RunHandle, config: DistillConfig, url: str) -> str:
+    """Registers the student at `url` as a version of the model `tracking.model`.
 
     Returns:
-        its `models:/NAME/VERSION`; "" when tracking or registration is off, or the server is away.
+        `models:/NAME/VERSION`; "" when tracking or registration is off, or the server is away.
     """
     if run.request is None or not config.tracking.model:
         return ""
     facts = load_unet(url).facts
     card = ModelCard.from_facts(facts, facts["num_steps"])
-    return tracking.register_student(run, config.tracking.model, storage.read_bytes(url), example_of(config), card)
+    return tracking.register_student(run, config.tracking.model, storage.read_bytes(url), example_image(config), card)
 
 
 def describe_pairs(url: str) -> str:
-    """The pair dataset's source, size and key in words."""
+    """The size, key, source and layout of a pair dataset in words, without credentials."""
     manifest = shards.read_manifest(url, "pairs")
     source = manifest.spec.get("source") or f"{manifest.spec.get('low')} and {manifest.spec.get('normal')}"
     return redact(f"{manifest.num_rows} pairs (key {manifest.key}) of {source}, layout {manifest.spec.get('layout')}")
 
 
-def example_of(config: DistillConfig) -> NDArray[np.uint8]:
-    """A small low-light image, uint8 [1, 32, 32, 3]: of the validation split, or black where there is none."""
+def example_image(config: DistillConfig) -> NDArray[np.uint8]:
+    """A low-light crop of the validation split, uint8 [1, 32, 32, 3]; black if there is no such split."""
     look = CheckpointConfig(validation_images=1, validation_crop=EXAMPLE_SIDE)
     validation = ValidationImages(config.pairs, look)
     if not config.pairs or not validation.has_images:

@@ -14,17 +14,17 @@ from jobs.cli import Job, Sources, parse
 from pipelines.config.jobs import DistillConfig, TuneConfig
 from pipelines.config.parts import ComputeConfig, OptimConfig
 from pipelines.reporting import Report, save
-from pipelines.search.checks import check_corners, check_whole, restorable
+from pipelines.search.checks import check_complete, check_corners, restorable
 from pipelines.search.outcome import BEST, is_done, to_toml
 from pipelines.search.space import (
     Dimension,
+    base_point,
     default_space,
+    get_value,
     grid_points,
-    own_point,
     parse_objective,
     parse_points,
     parse_space,
-    value_of,
     with_values,
 )
 from pipelines.search.sweep import Sweep
@@ -94,17 +94,17 @@ def test_values_go_where_their_keys_say() -> None:
     config = with_values(BASE, {"refine_weight": 0.8, "loss.pixel": 0.5, "optim.learning_rate": 3e-4})
     assert (config.refine_weight, config.loss.pixel, config.optim.learning_rate) == (0.8, 0.5, 3e-4)
     assert config.optim.steps == 100
-    assert value_of(config, "loss.pixel") == 0.5
+    assert get_value(config, "loss.pixel") == 0.5
 
 
 def test_points_fill_up_with_the_own_values() -> None:
     space = parse_space(["refine_weight=uniform(0,1)", "loss.pixel=uniform(0,2)"], BASE)
-    assert own_point(space, BASE) == [{"refine_weight": 0.4, "loss.pixel": 1.0}]
+    assert base_point(space, BASE) == [{"refine_weight": 0.4, "loss.pixel": 1.0}]
     assert parse_points(["refine_weight=0.8", "loss.pixel=0,refine_weight=0"], space, BASE) == [
         {"refine_weight": 0.8, "loss.pixel": 1.0},
         {"refine_weight": 0.0, "loss.pixel": 0.0},
     ]
-    assert own_point(parse_space(["loss.pixel=uniform(0,0.5)"], BASE), BASE) == []
+    assert base_point(parse_space(["loss.pixel=uniform(0,0.5)"], BASE), BASE) == []
     with pytest.raises(ValueError, match=r"loss.pixel=3.0, but the space is uniform\(0.0,2.0\)"):
         parse_points(["loss.pixel=3"], space, BASE)
     with pytest.raises(ValueError, match="must be KEY=VALUE"):
@@ -225,10 +225,10 @@ def test_a_sweep_goes_on_only_from_a_state_that_can_be_read(tmp_path: Path) -> N
 def test_an_interrupted_sweep_is_not_taken_for_a_whole_one() -> None:
     sweep = Sweep(TuneConfig(distill=BASE, output="/s", trials=3))
     ended, failed = result_of({"done": True}), result_of(None, ValueError("why"))
-    check_whole(sweep, [ended, ended, failed])
+    check_complete(sweep, [ended, ended, failed])
     for left in ([], [result_of({"done": False, "step": 3})]):
         with pytest.raises(ValueError, match="interrupted when 2 of 3 trials had ended"):
-            check_whole(sweep, [ended, failed, *left])
+            check_complete(sweep, [ended, failed, *left])
 
 
 def result_of(metrics: dict[str, object] | None, error: Exception | None = None) -> Result:

@@ -77,11 +77,11 @@ def test_no_credential_of_a_url_is_recorded(tmp_path: Path) -> None:
     config = DistillConfig(cache="c", teacher="t", output=str(tmp_path), pairs=pairs, lpips=lpips)
     stream = Stream(stages=(), steps=1, batch_size=1, row_bytes=1)
     runs.record_config(str(tmp_path / "run"), config, stream)
-    outcome.record(TuneConfig(distill=config, output=str(tmp_path / "sweep")), stream)
+    outcome.record_settings(TuneConfig(distill=config, output=str(tmp_path / "sweep")), stream)
     # A new signature goes on.
     renewed = replace(config, lpips=lpips.replace("hush", "new"))
     runs.record_config(str(tmp_path / "run"), renewed, stream)
-    outcome.record(TuneConfig(distill=renewed, output=str(tmp_path / "sweep")), stream)
+    outcome.record_settings(TuneConfig(distill=renewed, output=str(tmp_path / "sweep")), stream)
     records = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(records) == 2 and all("hush" not in record and "vgg.pth" in record for record in records)
     assert "hush" not in outcome.to_toml(config, redacted=True)
