@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 
-SCHEMA_VERSION = 1
+# One version for each kind of dataset: raised when its columns, or what they mean, change.
+SCHEMA_VERSIONS = {"pairs": 1, "trajectories": 1}
+# The job that writes each kind.
+MAKERS = {"pairs": "jobs/ingest.py", "trajectories": "jobs/precompute.py"}
 MANIFEST = "manifest.json"
-# Commit records are small files: reading them is waiting, so many are read at a time.
+# Commit records are small files whose reading is mostly waiting, so many are read at a time.
 READERS = 32
 RECORDS_PER_READ = 64
 
@@ -34,7 +37,8 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 
-# What a teacher adds to a record (`teachers.target_columns`): the student's targets at any refinement weight follow.
+# What a teacher adds to a record (`teachers.target_columns`): all that the student's targets need at any refinement
+# weight.
 TARGET_COLUMNS = ("x_u", "x_target_0")
 
 
@@ -78,7 +82,7 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a dataset or cache is made of.
+    """Contents of a finished dataset or cache.
 
     Attributes:
         kind: `pairs` or `trajectories`.
@@ -91,7 +95,6 @@ class Manifest:
     spec: Mapping[str, Any]
     shards: tuple[ShardEntry, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def key(self) -> str:
@@ -102,19 +105,36 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
 
+class OtherVersionError(ValueError):
+    """A dataset whose schema version this code does not read."""
+
+
+def schema_spec(kind: str) -> dict[str, int]:
+    """The part of a spec that tells schema versions apart, so that shards of two versions never share a folder.
+
+    Version 1 is not named, and so the keys of datasets of version 1 stay as they are.
+    """
+    version = SCHEMA_VERSIONS[kind]
+    return {} if version == 1 else {"schema_version": version}
+
+
 def spec_key(spec: Mapping[str, Any]) -> str:
-    """The cache key: 16 hex digits of the SHA-256 of the canonical JSON of what went in."""
+    """The cache key: the first 16 hex digits of the SHA-256 of the spec's canonical JSON."""
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def shards_hash(entries: Sequence[ShardEntry]) -> str:
-    """What the content of shards is known by."""
+    """SHA-256 of the checksums of some shards, in order: the same only for the same contents."""
     return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
 
 
 def require_match(found: Mapping[str, Any], wanted: Mapping[str, Any], url: str) -> None:
-    """Raises a ValueError that names every field in which a cache differs from what was asked for."""
+    """Compares a spec or settings on record with what is asked for.
+
+    Raises:
+        ValueError: if they differ, with every field that does.
+    """
     differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     if differing:
         details = "; ".join(f"{name} is {found.get(name)!r}, asked for {wanted.get(name)!r}" for name in differing)
@@ -123,7 +143,8 @@ def require_match(found: Mapping[str, Any], wanted: Mapping[str, Any], url: str)
 
 def write_manifest(url: str, manifest: Manifest) -> None:
     """Writes a manifest with a line for each shard; there may be a million."""
-    head = {**asdict(replace(manifest, shards=())), "key": manifest.key}
+    version = SCHEMA_VERSIONS[manifest.kind]
+    head = {**asdict(replace(manifest, shards=())), "key": manifest.key, "schema_version": version}
     del head["shards"]
     rows = ",\n".join(json.dumps(vars(shard), sort_keys=True) for shard in manifest.shards)
     text = json.dumps(head, indent=1, sort_keys=True).removesuffix("\n}") + f',\n "shards": [\n{rows}\n]\n}}'
@@ -134,13 +155,14 @@ def read_manifest(url: str, kind: str) -> Manifest:
     """The manifest of a finished dataset.
 
     Raises:
-        ValueError: if there is none, it is of another kind or schema version, or its key is wrong.
+        ValueError: if there is none, it is damaged or of another kind, or its key is wrong.
+        OtherVersionError: if it is of another schema version.
     """
     try:
         document = json.loads(storage.read_bytes(storage.join(url, MANIFEST)))
     except FileNotFoundError:
-        job = "jobs/ingest.py" if kind == "pairs" else "jobs/precompute.py"
-        raise ValueError(f"{url} holds no finished {kind} ({MANIFEST} is missing); make it with {job}") from None
+        message = f"{url} holds no finished {kind} ({MANIFEST} is missing); make it with {MAKERS[kind]}"
+        raise ValueError(message) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{url}/{MANIFEST} is damaged ({error}); make it again") from None
     try:
@@ -150,10 +172,14 @@ def read_manifest(url: str, kind: str) -> Manifest:
 
 
 def parse_manifest(document: Any, url: str, kind: str) -> Manifest:
-    if document["kind"] != kind or document["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{url} holds {document['kind']} of schema {document['schema_version']}, but {kind} of schema "
-            f"{SCHEMA_VERSION} are needed; give the right URL, or make it again"
+    if document["kind"] != kind:
+        raise ValueError(f"{url} holds {document['kind']}, but {kind} are needed; give their URL")
+    found, wanted = document["schema_version"], SCHEMA_VERSIONS[kind]
+    if found != wanted:
+        again = f"make them again with {MAKERS[kind]} and another --output"
+        remedy = f"update this code, or {again}" if found > wanted else again
+        raise OtherVersionError(
+            f"{url} holds {kind} of schema {found}, but {kind} of schema {wanted} are needed; {remedy}"
         )
     manifest = Manifest(
         kind=kind,
@@ -167,7 +193,7 @@ def parse_manifest(document: Any, url: str, kind: str) -> Manifest:
 
 
 def encode_table(table: pa.Table) -> memoryview:
-    """Arrow IPC file bytes, the same for the same table."""
+    """A table as the bytes of an Arrow IPC file; the same bytes for the same table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
@@ -186,7 +212,7 @@ def write_shard(url: str, name: str, table: pa.Table, split: str = "") -> ShardE
 
 
 def committed_shards(url: str, known: Mapping[str, ShardEntry] | None = None) -> dict[str, ShardEntry]:
-    """The shards below `url` that were finished, by name; also those that no manifest lists yet.
+    """The finished shards below `url` by name, whether or not a manifest lists them.
 
     Args:
         known: entries whose commit records need not be read again.
@@ -212,10 +238,11 @@ def shard_url(url: str, entry: ShardEntry) -> str:
 
 
 def read_shard(url: str, entry: ShardEntry) -> pa.Table:
-    """A shard's table, after its checksum was verified.
+    """A shard's table; its checksum is verified first.
 
     Raises:
-        ValueError: if the bytes are not those that were committed.
+        ValueError: if the bytes differ from those that were committed.
+        FileNotFoundError: if there is no such shard.
     """
     data = storage.read_bytes(shard_url(url, entry))
     if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -227,7 +254,7 @@ def read_shard(url: str, entry: ShardEntry) -> pa.Table:
 
 
 def verify(url: str, shards: Iterable[ShardEntry]) -> list[str]:
-    """The names of the shards whose bytes are missing or not those that were committed."""
+    """The names of shards that are missing, or whose bytes differ from those that were committed."""
     damaged = []
     for entry in shards:
         try:

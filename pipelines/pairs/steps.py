@@ -66,7 +66,7 @@ def pair_spec(config: IngestConfig) -> dict[str, Any]:
         for name in ("source", "low", "normal", "splits")
     }
     names = ("layout", "pattern", "validation_share", "split_seed", "pairs_per_shard")
-    spec = {**urls, **{name: getattr(config, name) for name in names}}
+    spec = {**urls, **{name: getattr(config, name) for name in names}, **shards.schema_spec("pairs")}
     if config.layout == "degrade":
         # As JSON gives it back, so that the spec of a manifest equals the one it was written from.
         spec |= {"degrade": json.loads(json.dumps(asdict(config.degrade))), "degrade_seed": config.degrade_seed}

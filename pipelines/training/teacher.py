@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from pipelines.training.objective import Network, StageContext, StepContext
 from pipelines.training.order import Order
 from pipelines.training.stream import StageRecords, Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, load_crops, to_images
+from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops, to_images
 from pipelines.weights import load_unet, save_unet
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
@@ -92,16 +91,12 @@ class CropLoader:
     config: TeacherConfig
     shards: tuple[RecordShard, ...]
 
-    def __call__(self, records: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        crop = self.config.crop
-        images = {name: np.empty((len(records), crop, crop, 3), dtype=np.uint8) for name in ("low", "normal")}
-        for shard, epoch in np.unique(records[:, [0, 2]], axis=0):
-            mask = (records[:, 0] == shard) & (records[:, 2] == epoch)
+    def __call__(self, records: NDArray[np.int64]) -> Batch:
+        def load(shard: int, epoch: int, rows: NDArray[np.int64]) -> Batch:
             segment = self.segment(derive_seed(self.config.optim.seed, "epoch", epoch))
-            crops = load_crops(self.config.pairs, self.shards[shard], segment, records[mask, 1])
-            for name, values in images.items():
-                values[mask] = crops[name]
-        return images
+            return load_crops(self.config.pairs, self.shards[shard], segment, rows)
+
+        return gather(records, load)
 
     def segment(self, seed: int) -> SegmentConfig:
         config = self.config

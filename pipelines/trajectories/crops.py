@@ -4,7 +4,7 @@ Every draw derives from a seed, the pair and the crop's number, never from how w
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ from pipelines.shards import Manifest, ShardEntry
 from reddit_core.networks.sr3_unet import UNet
 
 Batch = dict[str, NDArray[Any]]
+"""Columns of records by name; the first dimension of each counts the records."""
 DecodedPair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 # What a process keeps of decoded pairs for the crops that follow: a shard's of LOL, or a few of a large camera's.
@@ -82,24 +83,50 @@ def decoded_pair(url: str, entry: ShardEntry, row: int) -> DecodedPair:
 
 
 def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArray[np.int64]) -> Batch:
-    """The crops of a record shard's `rows` (0 is its first record): images uint8, [n, crop, crop, 3]."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("pair_id", "scale", "crop_y", "crop_x", "flip", "draw", "low", "normal")
-    }
-    pair_ids = cached_shard(url, shard.pairs).column("pair_id")
-    for record in shard.start + rows:
-        pair, crop, draw = locate_record(int(record), segment)
-        pair_id = pair_ids[pair].as_py()
-        scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
-        low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
-        y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
-        images = (cut(image, y, x, segment.crop, flip) for image in (low, normal))
-        values = (pair_id, scale, y, x, flip, draw, *images)
-        for name, value in zip(columns, values, strict=True):
-            columns[name].append(value)
+    """The crops of a record shard's `rows` (0 is its first record), with all columns of `load_crop`, each [n, ...]."""
+    crops = [load_crop(url, shard, segment, int(row)) for row in rows]
+    return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
+
+
+def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) -> dict[str, Any]:
+    """The columns of one crop: its pair, where it was cut, and both images, uint8 [crop, crop, 3].
+
+    A column that is added here reaches every batch, of teachers and of students; `trajectory_schema` lists those that
+    a cache keeps.
+    """
+    pair, crop, draw = locate_record(shard.start + row, segment)
+    pair_id = cached_shard(url, shard.pairs).column("pair_id")[pair].as_py()
+    scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
+    low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
+    y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
     return {
-        name: np.stack(values) if name in ("low", "normal") else np.array(values) for name, values in columns.items()
+        "pair_id": pair_id,
+        "scale": scale,
+        "crop_y": y,
+        "crop_x": x,
+        "flip": flip,
+        "draw": draw,
+        "low": cut(low, y, x, segment.crop, flip),
+        "normal": cut(normal, y, x, segment.crop, flip),
     }
+
+
+def gather(records: NDArray[np.int64], load: Callable[[int, int, NDArray[np.int64]], Batch]) -> Batch:
+    """Loads records given as (shard, row, epoch), [n, 3], in the order asked for.
+
+    Args:
+        load: loads the rows of one shard and epoch; called as `load(shard, epoch, rows)`. All its columns are kept but
+            `pair_id`, of which no step makes use.
+    """
+    result: Batch = {}
+    for shard, epoch in np.unique(records[:, [0, 2]], axis=0):
+        mask = (records[:, 0] == shard) & (records[:, 2] == epoch)
+        for name, values in load(int(shard), int(epoch), records[mask, 1]).items():
+            if name == "pair_id":
+                continue
+            column = result.setdefault(name, np.empty((len(records), *values.shape[1:]), dtype=values.dtype))
+            column[mask] = values
+    return result
 
 
 def draw_scale(min_scale: float, *seed_parts: object) -> float:

@@ -117,4 +117,5 @@ def record_spec(
         "schedule": asdict(teacher.schedule),
         "stage": stage,
         "segment": asdict(segment),
+        **shards.schema_spec("trajectories"),
     }

@@ -98,6 +98,16 @@ def test_several_caches_that_fit_are_refused_by_how_they_differ(tmp_path: Path) 
         find(tmp_path)
 
 
+def test_a_cache_of_another_schema_version_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cache(tmp_path, precision="bf16")
+    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "trajectories", 2)
+    with pytest.raises(ValueError, match=r"trajectories of schema 1, but trajectories of schema 2 are needed"):
+        find(tmp_path)
+    fitting = write_cache(tmp_path)
+    assert find(tmp_path) == fitting
+    assert len(list(tmp_path.iterdir())) == 2, "each version has a folder of its own"
+
+
 def test_crops_that_the_network_cannot_halve_are_refused() -> None:
     check_crop(SEGMENT, TEACHER.unet)
     with pytest.raises(ValueError, match=r"segment.crop is 17, .* multiple of the teacher's 2; use 18"):

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.config.parts import SegmentConfig
 from pipelines.shards import ShardEntry
-from pipelines.trajectories.crops import RecordShard, cut, derive_seed, draw_crop, draw_scale, reduce
+from pipelines.trajectories.crops import RecordShard, cut, derive_seed, draw_crop, draw_scale, gather, reduce
 from pipelines.trajectories.records import draw_levels, record_noise
 from reddit_core.schedule import NoiseSchedule
 
@@ -81,6 +81,24 @@ def test_a_reduced_image_shows_the_same_scene_and_never_gets_smaller_than_a_crop
     assert reduce(image, 0.25, 16).shape == (16, 24, 3)
     assert reduce(image, 1.0, 8) is image
     assert reduce(image, 0.5, 100) is image
+
+
+def test_a_batch_has_every_column_of_its_crops_whatever_they_are() -> None:
+    """So that a column which is added to crops reaches the trainers of teachers and students."""
+    records = np.array([[1, 0, 0], [0, 2, 0], [1, 1, 0], [1, 0, 1]])
+    calls = []
+
+    def load(shard: int, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        calls.append((shard, epoch))
+        named = {"pair_id": np.array([f"p{row}" for row in rows]), "row": rows}
+        return {**named, "place": np.array([[shard, epoch]] * len(rows)), "some_signal": rows * 0.5}
+
+    batch = gather(records, load)
+    assert calls == [(0, 0), (1, 0), (1, 1)]
+    assert set(batch) == {"row", "place", "some_signal"}
+    np.testing.assert_array_equal(batch["row"], records[:, 1])
+    np.testing.assert_array_equal(batch["place"], records[:, [0, 2]])
+    np.testing.assert_array_equal(batch["some_signal"], records[:, 1] * 0.5)
 
 
 def test_seeds_depend_on_every_part() -> None:

@@ -1,6 +1,7 @@
 """Shards and manifests: deterministic, checked, and refused when they are not what was asked for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import shards
-from pipelines.shards import Manifest, ShardEntry
+from pipelines.shards import Manifest, OtherVersionError, ShardEntry
 
 SPEC = {"source": "s3://bucket/pairs", "crop": 64, "seed": 0, "stage": 16}
 
@@ -162,8 +163,16 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
     [
         ({"spec": {**SPEC, "crop": 96}}, r"manifest.json was altered: its key is not the hash of its spec; make it"),
         ({"key": "0" * 16}, "manifest.json was altered"),
-        ({"kind": "trajectories"}, r"holds trajectories of schema 1, but pairs of schema 1 are needed; give the right"),
-        ({"schema_version": 99}, r"holds pairs of schema 99, but pairs of schema 1 are needed"),
+        ({"kind": "trajectories"}, r"holds trajectories, but pairs are needed; give their URL"),
+        (
+            {"schema_version": 99},
+            r"holds pairs of schema 99, but pairs of schema 1 are needed; update this code, or make them again with "
+            r"jobs/ingest\.py and another --output$",
+        ),
+        (
+            {"schema_version": 0},
+            r"holds pairs of schema 0, but pairs of schema 1 are needed; make them again with jobs/ingest\.py and",
+        ),
     ],
 )
 def test_an_altered_or_foreign_manifest_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -172,6 +181,19 @@ def test_an_altered_or_foreign_manifest_is_refused(tmp_path: Path, change: dict[
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         shards.read_manifest(str(tmp_path), "pairs")
+
+
+def test_pairs_and_trajectories_have_a_version_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new column in the one must not make datasets of the other unreadable."""
+    pairs, cache = str(tmp_path / "pairs"), str(tmp_path / "cache")
+    shards.write_manifest(pairs, manifest_of())
+    shards.write_manifest(cache, replace(manifest_of(), kind="trajectories"))
+    assert shards.schema_spec("trajectories") == {}, "the keys of version 1 do not say it"
+    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "trajectories", 2)
+    assert shards.read_manifest(pairs, "pairs") == manifest_of()
+    with pytest.raises(OtherVersionError, match=r"trajectories of schema 1, but trajectories of schema 2 are needed"):
+        shards.read_manifest(cache, "trajectories")
+    assert shards.schema_spec("pairs") == {} and shards.schema_spec("trajectories") == {"schema_version": 2}
 
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
