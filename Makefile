@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Tests run in so many processes; the tests of a file stay in one, and the long ones of tests/ray begin first.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo demo-from-scratch check test test-all lint ui clean
 
@@ -25,13 +28,13 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: $(STAMP) lint
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m 'not gpu and not slow'
+	$(PYTEST)
 
 test-all: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m ''
 
 ui: $(STAMP)
 	mkdir -p runs

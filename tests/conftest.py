@@ -34,12 +34,14 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their folder, and skips those for a GPU where there is none."""
+    """Marks tests by their folder, keeps those of a file in one process, and skips those for a GPU without one."""
     without_gpu = pytest.mark.skip(reason="needs a CUDA device, and torch finds none here")
     for item in items:
         for folder in MARKED_FOLDERS:
             if (TESTS / folder) in item.path.parents:
                 item.add_marker(folder)
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
         if item.get_closest_marker("gpu") and GPU_TESTS_ON == "cuda" and not torch.cuda.is_available():
             item.add_marker(without_gpu)
 

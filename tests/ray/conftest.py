@@ -21,6 +21,13 @@ import pytest
 
 START_TIMEOUT_S = 240
 S3_SECRET = "hush-7d1f0c5e2a9b4863"
+# Without the runners of MLflow's own jobs (judges of language models): six more processes, each of which imports all
+# of MLflow.
+SERVER_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -43,7 +50,7 @@ class MlflowServer:
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", self.artifacts]
         with (self.folder / "server.log").open("ab") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", **self.variables}
+            environment = {**os.environ, **SERVER_VARIABLES, **self.variables}
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
             )
