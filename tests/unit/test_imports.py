@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +15,8 @@ LAYERS = ("reddit_core", "pipelines", "jobs")
 FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 # The science has no files, no environment, and runs wherever torch does.
 NOT_IN_THE_SCIENCE = {"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "os", "pathlib", "tyro", "torchvision"}
+# Modules of MLflow that its documentation describes.
+PUBLIC_MLFLOW = {f"mlflow.{name}" for name in ("entities", "exceptions", "models", "pyfunc", "types")}
 # A file, or a folder whose modules share the work.
 SEAMS = {
     "mlflow": "pipelines/tracking/mlflow_backend/",
@@ -110,3 +113,15 @@ def test_mlflow_is_loaded_by_those_that_use_it_only() -> None:
     modules = "training.distillation", "search.tune", "evaluation.evaluate", "enhancement.exporting", "tracking"
     code = f"import sys, {', '.join(f'pipelines.{name}' for name in modules)}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False).returncode == 0
+
+
+def test_private_parts_of_mlflow_are_on_the_page_for_upgrades() -> None:
+    page, seam = (ROOT / "docs" / "upgrading.md").read_text(), SEAMS["mlflow"]
+    used = {name for path in FILES if name_of(path).startswith(seam) for name in imported(path.read_text())}
+    private = {name for name in used if name.startswith("mlflow.")} - PUBLIC_MLFLOW
+    assert private, "nothing to look for"
+    monitors = "mlflow.system_metrics.metrics."
+    assert [name for name in private if f"`{name.removeprefix(monitors)}" not in page.replace(monitors, "")] == []
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (mlflow,) = (text for text in requirements if text.startswith("mlflow"))
+    assert f"`{mlflow}`" in page

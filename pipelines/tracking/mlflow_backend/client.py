@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
-from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
+from mlflow.exceptions import MlflowException
 from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -41,7 +41,8 @@ def translated_errors(uri: str) -> Iterator[None]:
     except (UnavailableError, RejectedError):
         raise
     except MlflowException as error:
-        raise _kind_of(ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500))(_first_line(error)) from error
+        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        raise _kind_of(status)(_first_line(error)) from error
     except HTTPError as error:  # of a proxy, or of the store that artifacts are uploaded to
         raise _kind_of(500 if error.response is None else error.response.status_code)(_first_line(error)) from error
     except (OSError, SQLAlchemyError, BotoCoreError, ClientError, Boto3Error) as error:
