@@ -1,4 +1,4 @@
-"""Reading a pair dataset back: the shards of a split, and the images of a row."""
+"""Reads pair datasets: the shards of a split, and the images of a row."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The folders of the public datasets, as data.
+"""Folder layouts of the public datasets, as data.
 
 A layout is a regular expression over paths without their extension. Its group `side` says whether a file is the
 low or the normal one, and the other groups, joined, are the key that both sides of a pair share.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """How files lie below a dataset's root.
+    """Where a dataset keeps its files below its root.
 
     Attributes:
         folders: folders that are listed; empty lists the whole root.
@@ -19,6 +19,10 @@ class FolderLayout:
         shape: the layout in words, for errors.
         is_test: whether a key belongs to the official test set.
         shared: many low images of a scene folder share its first normal one.
+        skip: found in the names of normal images that are not to be used; None uses all.
+        test_lists: names of the file that lists the official test scenes, any of which may be in use; empty if the
+            dataset has no such file.
+        scene_of_take: maps a scene's folder to the scene's name, where a scene has several folders.
     """
 
     folders: tuple[str, ...]
@@ -26,6 +30,9 @@ class FolderLayout:
     shape: str
     is_test: Callable[[Mapping[str, str]], bool]
     shared: bool = False
+    skip: re.Pattern[str] | None = None
+    test_lists: tuple[str, ...] = ()
+    scene_of_take: Callable[[str], str] = str
 
 
 LOW_SIDES = {"low", "input", "short", "lq"}
@@ -95,6 +102,7 @@ FOLDER_LAYOUTS: Mapping[str, FolderLayout] = {
         _regex(r"(?P<part>(?:in|out)door[^/]*)/(?P<side>input|GT)/(?P<scene>[^/]+)/(?P<name>[^/]+)"),
         "{indoor,outdoor}_static_np/{input,GT}/SCENE/FRAME",
         lambda groups: sdsd_scene(groups["scene"]) in SDSD_TEST_SCENES,
+        scene_of_take=sdsd_scene,
     ),
     "sid": FolderLayout(
         (),
@@ -110,5 +118,9 @@ FOLDER_LAYOUTS: Mapping[str, FolderLayout] = {
         "SMID_{LQ,Long}_np/SCENE/NAME, and test_list.txt",
         lambda _: False,
         shared=True,
+        # Half-exposed frames lie beside the normal ones.
+        skip=re.compile("half"),
+        # Either name is in use, at the root or among the normal images.
+        test_lists=("test_list.txt", "text_list.txt"),
     ),
 }

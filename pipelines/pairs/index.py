@@ -1,4 +1,4 @@
-"""The index of a pair dataset: which pairs it holds, in which split, scene and shard; small beside the shards."""
+"""Index of a pair dataset: the split, scene and shard of every pair. Much smaller than the shards."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ class IndexRow:
 
 
 def read_index(url: str, manifest: Manifest) -> dict[str, IndexRow]:
-    """The pairs of a finished dataset by `pair_id`; those of shards that its manifest does not list are not in it."""
+    """The pairs of a finished dataset by `pair_id`; pairs of shards that its manifest does not list are omitted."""
     data = storage.read_bytes(storage.join(url, INDEX))
     listed = {entry.name for entry in manifest.shards}
     rows = (IndexRow(**row) for row in pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist())
@@ -45,6 +45,7 @@ def read_index(url: str, manifest: Manifest) -> dict[str, IndexRow]:
 
 
 def write_index(url: str, rows: Iterable[IndexRow]) -> None:
+    """Writes the index, ordered by `pair_id`."""
     ordered = sorted(rows, key=lambda row: row.pair_id)
     table = pa.Table.from_pylist([asdict(row) for row in ordered], schema=INDEX_SCHEMA)
     storage.write_bytes(storage.join(url, INDEX), shards.encode_table(table))

@@ -47,12 +47,12 @@ MOST_MEASURED_PAIRS = 8
 
 
 def ingest(config: IngestConfig) -> Report:
-    """Writes the pair dataset, or what is missing of it.
+    """Writes the pair dataset, or the part of it that is missing.
 
     Raises:
         ValueError: if there is nothing to read, or more than `max_bad` of the pairs are broken; what was written
-            is kept, and a rerun goes on from it.
-        OSError: if storage fails for longer than retries last; a rerun goes on.
+            is kept, and a rerun resumes from it.
+        OSError: if storage fails for longer than retries last; a rerun resumes.
     """
     started = time.perf_counter()
     inventory = take_inventory(config)
@@ -62,23 +62,29 @@ def ingest(config: IngestConfig) -> Report:
     storage.check_writable(config.output)
     surveyed = run_survey(inventory)
     usable = [row for row in surveyed.values() if not row.problem]
-    broken = {
-        **{pair.pair_id: pair.problem for pair in inventory.sources.values() if pair.problem},
-        **{row.pair_id: row.problem for row in surveyed.values() if row.problem},
-    }
+    broken = broken_before_writing(inventory, surveyed)
     assignment = assign_splits(inventory, usable)
-    write_quarantine(inventory, broken, assignment.left_out)
-    check_share(inventory, broken)
+    quarantine(inventory, broken, assignment)
     results = run_shards(inventory, plan_pair_shards(inventory, usable, assignment.splits))
     for result in results:
         broken.update(result.broken)
-    write_quarantine(inventory, broken, assignment.left_out)
-    check_share(inventory, broken)
+    quarantine(inventory, broken, assignment)
     manifest = commit(inventory, results, surveyed, assignment, broken)
-    num_new = sum(len(result.sha256) for result in results)
-    seconds = time.perf_counter() - started
+    num_new, seconds = sum(len(result.sha256) for result in results), time.perf_counter() - started
     figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
     return finish(config, summary(inventory, manifest, "ingested" if num_new else "already done", figures))
+
+
+def broken_before_writing(inventory: Inventory, surveyed: Mapping[str, Surveyed]) -> dict[str, str]:
+    """The pairs that listing and survey found to be broken: `pair_id` to reason."""
+    listed = {pair.pair_id: pair.problem for pair in inventory.sources.values() if pair.problem}
+    return {**listed, **{row.pair_id: row.problem for row in surveyed.values() if row.problem}}
+
+
+def quarantine(inventory: Inventory, broken: Mapping[str, str], assignment: Assignment) -> None:
+    """Writes the pairs that are in no shard, with their reasons; raises a ValueError if too many are broken."""
+    write_quarantine(inventory, broken, assignment.left_out)
+    check_share(inventory, broken)
 
 
 def commit(
@@ -88,7 +94,7 @@ def commit(
     assignment: Assignment,
     broken: Mapping[str, str],
 ) -> Manifest:
-    """Writes index and manifest, and clears away what only an unfinished job needs."""
+    """Writes index and manifest, and deletes the files that only an unfinished job needs."""
     output = inventory.config.output
     new = [result.entry for result in results if result.entry]
     entries = [*(inventory.done.shards if inventory.done else ()), *new]
@@ -119,7 +125,7 @@ def commit(
 
 
 def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict[str, Any]:
-    """Pairs and scenes per split; figures that are the same however the job was interrupted."""
+    """Pairs and scenes per split: figures that do not depend on how often the job was interrupted."""
     by_split: dict[str, list[IndexRow]] = defaultdict(list)
     for row in rows:
         by_split[row.split].append(row)
@@ -134,14 +140,14 @@ def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict
 
 
 def clear(output: str, manifest: Manifest) -> None:
-    """Removes the notes of unfinished jobs, and shards that no plan holds any more."""
+    """Deletes the files of unfinished jobs, and shards that the manifest does not list."""
     clear_folder(storage.join(output, "shards"), keep={entry.name for entry in manifest.shards})
     for folder in (SURVEY, PIECES):
         clear_folder(storage.join(output, folder))
 
 
 def summary(inventory: Inventory, manifest: Manifest, title: str, figures: Mapping[str, Any] | None = None) -> Report:
-    """Pairs, scenes and shards per split, and what was not taken."""
+    """The job's report: pairs, scenes and shards per split, and the pairs that are in no shard."""
     output, counts = inventory.config.output, manifest.facts
     facts = {"key": manifest.key, "broken": counts["broken"], "left out": counts["left_out"]}
     if counts["broken"] or counts["left_out"]:
@@ -163,13 +169,14 @@ def summary(inventory: Inventory, manifest: Manifest, title: str, figures: Mappi
 
 
 def finish(config: IngestConfig, report: Report) -> Report:
-    """Saves the report, with what the dataset shares with the one it is checked against, if any."""
+    """Saves the report; adds what the dataset has in common with the one to compare with, if one is given."""
     report = with_duplicates(config, report) if config.against else report
     reporting.save(report)
     return report
 
 
 def with_duplicates(config: IngestConfig, report: Report) -> Report:
+    """Writes the pairs that two datasets have in common, and adds their numbers to the report."""
     found = duplicates_between(config.output, config.against)
     url = storage.join(config.output, DUPLICATES)
     storage.write_bytes(url, "".join(json.dumps(row) + "\n" for row in found).encode())
@@ -205,7 +212,7 @@ def duplicates_between(url_a: str, url_b: str) -> list[dict[str, str]]:
 
 
 def plan_ingest(config: IngestConfig) -> Report:
-    """What `ingest` would do (`--dry-run`): reads a few pairs to estimate bytes and time, and writes nothing."""
+    """The plan of `ingest` (`--dry-run`): reads a few pairs to estimate bytes and time, and writes nothing."""
     inventory = take_inventory(config)
     whole = [pair for pair in inventory.sources.values() if not pair.problem]
     sample = measure(config, whole)
@@ -230,7 +237,7 @@ def plan_ingest(config: IngestConfig) -> Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a few pairs, spread over the source, took on one CPU; broken ones are not counted."""
+    """Cost of a few pairs, spread over the source, on one CPU; broken ones are not counted."""
 
     num_pairs: int
     bytes_per_pair: float
@@ -238,7 +245,7 @@ class Sample:
 
 
 def measure(config: IngestConfig, pairs: Sequence[PairSource]) -> Sample:
-    """Reads and checks up to eight pairs as the job would."""
+    """Reads and checks up to `MOST_MEASURED_PAIRS` pairs as the job would, and measures that."""
     step = max(1, len(pairs) // MOST_MEASURED_PAIRS)
     darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
     sizes, seconds = [], 0.0

@@ -1,4 +1,4 @@
-"""Where each dataset keeps its pairs: a source URL becomes a list of pairs of URLs."""
+"""Lists the pairs of a source: from its URL and layout to pairs of image URLs."""
 
 import re
 from collections import defaultdict
@@ -11,7 +11,7 @@ from rich.console import Console
 from pipelines import storage
 from pipelines.config.jobs import IngestConfig
 from pipelines.images import EXTENSIONS
-from pipelines.pairs.folder_layouts import FOLDER_LAYOUTS, LOW_SIDES, FolderLayout, sdsd_scene
+from pipelines.pairs.folder_layouts import FOLDER_LAYOUTS, LOW_SIDES, FolderLayout
 from pipelines.pairs.tables import list_table
 from pipelines.redaction import redact
 
@@ -26,7 +26,7 @@ class PairSource:
         normal: URL of the normal image; empty when missing.
         split: `train`, `validation` or `test` where the layout knows it, else empty: it is then drawn by scene.
         scene: what the layout knows of the scene, else empty; pairs of one scene stay in one split.
-        problem: why it cannot be a pair, else empty.
+        problem: the reason why it cannot be used, else empty.
     """
 
     pair_id: str
@@ -35,10 +35,6 @@ class PairSource:
     split: str = ""
     scene: str = ""
     problem: str = ""
-
-
-# Either name is in use, at the root or among the normal images.
-SMID_TEST_LISTS = ("test_list.txt", "text_list.txt")
 
 
 def list_pairs(config: IngestConfig) -> list[PairSource]:
@@ -66,7 +62,7 @@ def list_pairs(config: IngestConfig) -> list[PairSource]:
 
 
 def mark_repeats(pairs: Iterable[PairSource]) -> list[PairSource]:
-    """One pair per `pair_id`; where two files come to the same one, it has that as its problem."""
+    """One pair per `pair_id`; a `pair_id` that several files claim is marked with that problem."""
     by_id: dict[str, PairSource] = {}
     for pair in pairs:
         first = by_id.get(pair.pair_id)
@@ -78,6 +74,7 @@ def mark_repeats(pairs: Iterable[PairSource]) -> list[PairSource]:
 
 
 def describe(layout: str) -> str:
+    """A layout's files in words, for errors."""
     if layout in FOLDER_LAYOUTS:
         return FOLDER_LAYOUTS[layout].shape
     return {
@@ -88,7 +85,7 @@ def describe(layout: str) -> str:
 
 
 def list_images(url: str, folders: Iterable[str] = ()) -> list[str]:
-    """Relative paths of the images below a folder, or below some of its folders; hidden files are none."""
+    """Relative paths of the images below a folder, or below some of its folders; hidden files do not count."""
     names = [f"{folder}/{name}" for folder in folders for name in storage.list_files(storage.join(url, folder))]
     names = names or storage.list_files(url)
     images = [name for name in names if is_image(name)]
@@ -111,7 +108,7 @@ def list_layout(source: str, layout: FolderLayout) -> list[PairSource]:
     lows: dict[str, list[str]] = defaultdict(list)
     normals: dict[str, list[str]] = defaultdict(list)
     known: dict[str, tuple[str, str]] = {}
-    test_scenes = smid_test_scenes(source) if layout is FOLDER_LAYOUTS["smid"] else frozenset()
+    test_scenes = listed_test_scenes(source, layout) if layout.test_lists else frozenset()
     for name in list_images(source, layout.folders):
         found = layout.pattern.search(without_extension(name))
         if found is None:
@@ -120,11 +117,11 @@ def list_layout(source: str, layout: FolderLayout) -> list[PairSource]:
         is_low = groups["side"].lower() in LOW_SIDES
         folder = [groups[part] for part in ("part", "scene") if part in groups]
         key = "/".join(folder if layout.shared else [*folder, groups["name"]])
-        if layout.shared and not is_low and "half" in groups["name"]:
-            continue  # SMID keeps half-exposed frames beside the normal ones
+        if layout.skip and not is_low and layout.skip.search(groups["name"]):
+            continue
         (lows if is_low else normals)[key].append(name)
         is_test = layout.is_test(groups) or groups.get("scene") in test_scenes
-        scene = sdsd_scene(groups["scene"]) if "scene" in groups else ""
+        scene = layout.scene_of_take(groups["scene"]) if "scene" in groups else ""
         known[key] = ("test" if is_test else "", "/".join([*folder[:-1], scene]) if scene else "")
     pairs = match(source, source, lows, normals, many_lows=layout.shared, many_normals=layout.shared)
     return [replace(pair, split=known[key][0], scene=known[key][1]) for key, pair in pairs]
@@ -142,7 +139,7 @@ def match(
     """(key, pair) for every low image, and for every key that has none.
 
     `many_lows` lets the low images of a key share its normal one, and `many_normals` takes the first of several;
-    otherwise several files of one key are a problem, since nobody can tell which is meant.
+    otherwise several files of one key are marked as a problem, since it is not known which one is meant.
     """
     pairs = []
     for key in sorted({*lows, *normals}):
@@ -174,7 +171,7 @@ def list_two_folders(low: str, normal: str, pattern: str) -> list[PairSource]:
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression ({error}); mend it") from None
+        raise ValueError(f"pattern {pattern!r} is no regular expression ({error}); fix it") from None
     if pattern and not regex.groups:
         raise ValueError(f"pattern {pattern!r} has no group; put what both names share in (), such as '_([0-9]+)'")
     sides: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
@@ -192,11 +189,11 @@ def list_two_folders(low: str, normal: str, pattern: str) -> list[PairSource]:
     return [pair for _, pair in found_pairs] + unnamed
 
 
-def smid_test_scenes(source: str) -> frozenset[str]:
-    """The scenes of SMID's official test list, which lies beside the images."""
-    lists = [name for name in storage.list_files(source) if PurePosixPath(name).name in SMID_TEST_LISTS]
+def listed_test_scenes(source: str, layout: FolderLayout) -> frozenset[str]:
+    """The scenes of a dataset's official test list, which lies anywhere below its root; warns if there is no list."""
+    lists = [name for name in storage.list_files(source) if PurePosixPath(name).name in layout.test_lists]
     if not lists:
-        message = f"warning: {redact(source)} holds no test_list.txt, so no scene of SMID is kept for testing"
+        message = f"warning: {redact(source)} holds no {layout.test_lists[0]}, so no scene is kept for testing"
         Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
         return frozenset()
     return frozenset(storage.read_bytes(storage.join(source, lists[0])).decode().split())

@@ -1,8 +1,8 @@
-"""What the Ray tasks of ingest do: survey normal images, or write one shard of pairs.
+"""The Ray tasks of ingest: survey normal images, or write one shard of pairs.
 
-Every image is decoded once: the survey decodes the normal images, since splits need to know which pairs share
-one, and the shard's task the low ones. The bytes that go into a shard are those that were surveyed, by checksum.
-Both tasks write what they found before they return it, so that a job that was killed reads it back.
+Every image is decoded once: the survey decodes the normal images, because splits depend on which pairs share one,
+and the shard's task decodes the low ones. A checksum ensures that the bytes in a shard are those that were surveyed.
+Both tasks write their results before they return them, so that a rerun of a killed job reads them back.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ READERS = 8
 # A Ray task costs about 30 ms, a tenth of decoding one shard: enough tasks to share among the CPUs, and no more.
 TASKS_PER_CPU, MOST_PARTS_PER_TASK = 4, 4
 PROGRESS_EVERY_S = 10.0
-# Notes of an unfinished job, beside its shards.
+# Folders with the results of an unfinished job's tasks, next to its shards.
 SURVEY, PIECES = "survey", "pieces"
 CHANGED = "its normal image changed while it was being read; run the job again"
 UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -43,10 +43,10 @@ class Surveyed:
 
     Attributes:
         pair_id, low, normal: as in `PairSource`.
-        file_bytes, file_crc32: of the normal image's file; they tell whether it changes while the job runs.
+        file_bytes, file_crc32: size and CRC-32 of the normal image's file, to detect a change while the job runs.
         normal_sha256: of its pixels (`images.fingerprint`), so that it is recognized in another encoding.
         width, height: of the upright image, in pixels.
-        problem: why the normal image cannot be used, else empty.
+        problem: the reason why the normal image cannot be used, else empty.
     """
 
     pair_id: str
@@ -62,7 +62,7 @@ class Surveyed:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestTask:
-    """Pairs that are dealt with together: a piece of the survey, or a shard (of one split)."""
+    """Pairs that one task processes: a part of the survey, or a shard (of one split)."""
 
     name: str
     members: tuple[Surveyed, ...]
@@ -71,7 +71,7 @@ class IngestTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Darkening:
-    """The low-light model that makes low images, where a source has none."""
+    """The low-light model that makes the low images of a source that has none."""
 
     config: DegradeConfig
     seed: int
@@ -79,7 +79,7 @@ class Darkening:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """A shard that was written; `entry` is None when no pair of it was usable.
+    """The result of writing a shard; `entry` is None if no pair of it was usable.
 
     Attributes:
         sha256: pair_id to the SHA-256 of the pair's pixels, for the pairs in the shard, in order.
@@ -105,7 +105,7 @@ def parse_result(document: dict[str, Any]) -> ShardResult:
 
 
 def fetch(url: str) -> bytes | ValueError:
-    """A file's bytes, or why there are none; errors that concern more than this file are raised."""
+    """A file's bytes, or the error that makes it unreadable; errors that concern more than this file are raised."""
     try:
         return storage.read_bytes(url)
     except UNREADABLE as error:
@@ -115,9 +115,9 @@ def fetch(url: str) -> bytes | ValueError:
 
 
 def fetch_all(urls: Sequence[str]) -> Iterator[bytes | ValueError]:
-    """The files in order; from object storage a few are read ahead, while the caller works on those before them."""
+    """The files in order; from object storage up to `READERS` are read ahead of the caller."""
     if all(storage.is_local(url) for url in urls):
-        # Decoders hold the interpreter, so a thread would wait longer for them than for the disk.
+        # Decoders hold the interpreter lock, so a thread would wait longer for them than for the disk.
         yield from map(fetch, urls)
         return
     with ThreadPoolExecutor(READERS) as pool:
@@ -137,7 +137,7 @@ def load(data: bytes | ValueError) -> Image.Image:
 
 
 def survey(task: IngestTask, output: str) -> list[Surveyed]:
-    """Reads, decodes and fingerprints the normal images of some pairs."""
+    """Reads, decodes and fingerprints the normal images of a task's pairs, and writes the results."""
     files = fetch_all([member.normal for member in task.members])
     rows = [survey_one(member, data) for member, data in zip(task.members, files, strict=True)]
     table = pa.Table.from_pylist([asdict(row) for row in rows])
@@ -173,7 +173,7 @@ def write_pairs(task: IngestTask, output: str, darkening: Darkening | None) -> S
         except ValueError as error:
             broken[member.pair_id] = str(error)
     sha256 = {row["pair_id"]: row["sha256"] for row in rows}
-    # Before the shard, so that its commit record vouches for these notes too.
+    # Written before the shard, so that a committed shard implies these results.
     storage.write_bytes(piece_url(output, task.name), json.dumps({"sha256": sha256, "broken": broken}).encode())
     entry = None
     if rows:
@@ -183,7 +183,7 @@ def write_pairs(task: IngestTask, output: str, darkening: Darkening | None) -> S
 
 
 def darken(member: Surveyed, normal: bytes | ValueError, darkening: Darkening) -> bytes:
-    """PNG bytes of a photograph's low-light exposure, seeded by the pair so that its neighbours do not matter."""
+    """PNG bytes of a photograph's low-light exposure, seeded by the `pair_id` and so independent of other pairs."""
     name = hashlib.sha256(member.pair_id.encode()).digest()
     rng = np.random.default_rng([darkening.seed, int.from_bytes(name[:8])])
     return images.encode_png(degrade(images.to_rgb(load(normal)), darkening.config, rng))
@@ -214,7 +214,7 @@ def piece_url(output: str, name: str) -> str:
 
 
 def read_result(output: str, name: str) -> ShardResult:
-    """What the task of a committed shard found."""
+    """The result of a committed shard's task."""
     piece = json.loads(storage.read_bytes(piece_url(output, name)))
     return ShardResult(name=name, entry=shards.read_commit_record(output, name), **piece)
 
@@ -222,13 +222,13 @@ def read_result(output: str, name: str) -> ShardResult:
 def run_ingest_tasks(
     function: Callable[[IngestTask], Result], parse: Callable[[Any], Result], tasks: Sequence[IngestTask], what: str
 ) -> Iterator[Result]:
-    """Results of a function over tasks, as they come; shows the rate and the time left.
+    """Results of a function over tasks, as they are finished; shows the rate and the time left.
 
-    Where there are many, one Ray task does up to four, one after the other. Results travel as JSON, since Ray
-    Data would pickle objects; `parse` makes them what they were.
+    If there are many, one Ray task processes up to four, one after the other. Results travel as JSON, because Ray
+    Data would pickle objects; `parse` turns the JSON back into a result.
 
     Raises:
-        OSError: with the words of the first one that the function raised.
+        OSError: with the message of the first one that the function raised.
     """
     if not tasks:
         return
@@ -237,7 +237,7 @@ def run_ingest_tasks(
         members = tuple(Surveyed(**member) for member in row["members"])
         try:
             result = function(IngestTask(name=row["name"], members=members, split=row["split"]))
-        except OSError as error:  # Ray Data would bury it under its own traces
+        except OSError as error:  # raised here, its message would be lost among Ray Data's traces
             return {"num_pairs": len(members), "result": "", "error": f"{type(error).__name__}: {error}"}
         return {"num_pairs": len(members), "result": json.dumps(result, default=asdict), "error": ""}
 

@@ -1,6 +1,6 @@
-"""Which split a pair belongs to: whole scenes, stable when pairs are added. Pure functions; no files.
+"""Assigns pairs to splits by whole scenes; pairs that are added later change no split. Pure functions; no files.
 
-Pairs belong together when they share a label: the pixels of their normal image, or the layout's own scene.
+Pairs are of one scene when they share a label: the pixels of their normal image, or the layout's own scene.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A pair as far as splits are concerned.
+    """A pair's data for the assignment.
 
     Attributes:
         pair_id: its name.
-        labels: what it may share with other pairs; at least one.
+        labels: pairs with a label in common are of one scene; at least one.
         split: the split it must have (given by the user or the layout), else empty.
         committed: it is already in a shard of `split`, which therefore cannot change.
     """
@@ -46,8 +46,8 @@ def scene_labels(normal_sha256: str, layout_scene: str) -> tuple[str, ...]:
     return (f"layout:{layout_scene}", f"normal:{normal_sha256}") if layout_scene else (f"normal:{normal_sha256}",)
 
 
-def group(members: Iterable[Member]) -> dict[str, list[Member]]:
-    """Members that are linked by shared labels, however indirectly, under the smallest label of theirs."""
+def group_scenes(members: Iterable[Member]) -> dict[str, list[Member]]:
+    """The connected components of members that share labels, each keyed by the smallest of its labels."""
     parent: dict[str, str] = {}
 
     def root(label: str) -> str:
@@ -67,18 +67,18 @@ def group(members: Iterable[Member]) -> dict[str, list[Member]]:
     return dict(groups)
 
 
-def draw(scene: str, validation_share: float, seed: int) -> str:
-    """`validation` for about that share of all scenes, else `train`; depends on nothing but its arguments."""
+def draw_split(scene: str, validation_share: float, seed: int) -> str:
+    """`validation` for about that share of all scenes, else `train`; a pure function of its arguments."""
     digest = hashlib.sha256(f"{seed}:{scene}".encode()).digest()
     return "validation" if int.from_bytes(digest[:8]) < validation_share * 2**64 else "train"
 
 
 def assign(members: Sequence[Member], validation_share: float, seed: int) -> Assignment:
-    """Gives every scene one split.
+    """Assigns one split to every scene.
 
-    A split that is fixed for one pair of a scene holds for the whole scene. Two exceptions leave pairs out
-    instead: an official test set does not grow by the training pairs that share a scene with it, and a pair that
-    is already in a shard stays there.
+    A split that is fixed for one pair of a scene holds for the whole scene, with two exceptions: pairs that share a
+    scene with an official test set are left out instead of joining it, and a pair that is already in a shard stays
+    there.
 
     Raises:
         ValueError: if two pairs of one scene were given different splits.
@@ -86,10 +86,10 @@ def assign(members: Sequence[Member], validation_share: float, seed: int) -> Ass
     splits: dict[str, str] = {}
     scenes: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    for scene, together in group(members).items():
+    for scene, together in group_scenes(members).items():
         scenes.update((member.pair_id, scene) for member in together)
         owners = split_owners(together)
-        split = next(iter(owners)) if len(owners) == 1 else draw(scene, validation_share, seed)
+        split = next(iter(owners)) if len(owners) == 1 else draw_split(scene, validation_share, seed)
         for member in together:
             if member.committed:
                 continue
@@ -102,7 +102,7 @@ def assign(members: Sequence[Member], validation_share: float, seed: int) -> Ass
 
 
 def split_owners(together: Sequence[Member]) -> dict[str, str]:
-    """The splits that a scene's pairs already have, by commitment or else as given, each with one such pair.
+    """The splits of a scene's committed pairs, or else those that were given, each with one such pair.
 
     More than one is possible only for committed pairs, when a new pair links what were two scenes.
     """

@@ -1,6 +1,6 @@
-"""How `ingest` gets from a source to shards: list, survey, split by scene, plan, write.
+"""The steps of `ingest` from a source to shards: list, survey, split by scene, plan, write.
 
-The plan of shards is a pure function of what the source holds and of the config, so a rerun does exactly what
+The plan of shards is a pure function of the source's contents and the config, so a rerun does exactly what
 is missing: pairs that a finished dataset already has stay in their shards, and new ones get shards of their own.
 """
 
@@ -30,15 +30,15 @@ MOST_NORMAL_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """What an ingest finds when it starts.
+    """The state of source and output when an ingest starts.
 
     Attributes:
-        spec: what determines the content; recorded in the manifest.
+        spec: everything that determines the content; recorded in the manifest.
         done: the finished dataset at the output, if there is one.
         known: its pairs.
         sources: the other pairs of the source, by `pair_id`.
         fixed: splits that the user gave, by `pair_id`.
-        num_listed: pairs that the source holds, whatever their state.
+        num_listed: pairs that the source holds, broken ones included.
     """
 
     config: IngestConfig
@@ -60,7 +60,7 @@ class Inventory:
 
 
 def pair_spec(config: IngestConfig) -> dict[str, Any]:
-    """What determines a pair dataset's content; without credentials that a URL may carry."""
+    """Everything that determines a pair dataset's content; without credentials that a URL may carry."""
     urls = {
         name: redact(storage.resolve(getattr(config, name))) if getattr(config, name) else ""
         for name in ("source", "low", "normal", "splits")
@@ -74,11 +74,11 @@ def pair_spec(config: IngestConfig) -> dict[str, Any]:
 
 
 def take_inventory(config: IngestConfig) -> Inventory:
-    """Lists the source and what the output already has.
+    """Lists the source, and the pairs that the output already has.
 
     Raises:
-        ValueError: if the source holds no pairs, the output was made with other settings, a split is in doubt, or there
-            is no dataset to check against.
+        ValueError: if the source holds no pairs, the output was made with other settings, `--splits` names unknown
+            pairs or contradicts the output, or the dataset to compare with (`--against`) is missing.
     """
     if config.against:
         shards.read_manifest(config.against, "pairs")
@@ -116,13 +116,13 @@ def check_fixed(
 
 
 def run_survey(inventory: Inventory) -> dict[str, Surveyed]:
-    """The normal images of all new pairs, read once; what a killed job read already is not read again."""
+    """Surveys the normal images of all new pairs, each once; what a killed job has surveyed is not read again."""
     config = inventory.config
     known: dict[str, Surveyed] = {}
     folder = storage.join(config.output, SURVEY)
     for found in read_survey(folder, inventory.key):
         pair = inventory.sources.get(found.pair_id)
-        # Broken images are looked at again: they may have been mended meanwhile.
+        # Broken images are read again, because they may have been fixed since.
         if pair and pair.normal == found.normal and not found.problem:
             known[pair.pair_id] = replace(found, low=pair.low)
     missing = [
@@ -141,7 +141,7 @@ def run_survey(inventory: Inventory) -> dict[str, Surveyed]:
 
 
 def read_survey(folder: str, key: str) -> Iterator[Surveyed]:
-    """What jobs with this key have surveyed so far."""
+    """Everything that jobs with this key have surveyed."""
     files = set(storage.list_files(storage.join(folder, "shards")))
     names = sorted(name.removesuffix(".json") for name in files if name.startswith(key) and name.endswith(".json"))
     finished = [name for name in names if f"{name}.arrow" in files]
@@ -151,7 +151,7 @@ def read_survey(folder: str, key: str) -> Iterator[Surveyed]:
 
 
 def chunks(rows: Iterable[Surveyed], size: int) -> Iterator[tuple[Surveyed, ...]]:
-    """Runs of at most `size` pairs, and fewer where their images are large."""
+    """Consecutive pairs in groups of at most `size`, and of at most `MOST_NORMAL_BYTES` of normal images."""
     part: list[Surveyed] = []
     for row in rows:
         if part and (len(part) == size or sum(r.file_bytes for r in part) + row.file_bytes > MOST_NORMAL_BYTES):
@@ -163,7 +163,7 @@ def chunks(rows: Iterable[Surveyed], size: int) -> Iterator[tuple[Surveyed, ...]
 
 
 def digest(members: Iterable[Surveyed], *more: str) -> str:
-    """Names a list of pairs: the same for the same pairs with the same normal images."""
+    """12 hex digits that name a list of pairs: the same for the same pairs with the same normal images."""
     names = [f"{member.pair_id}\n{member.file_bytes} {member.file_crc32}" for member in members]
     return hashlib.sha256("\n".join([*names, *more]).encode()).hexdigest()[:12]
 
@@ -190,7 +190,7 @@ def assign_splits(inventory: Inventory, usable: Sequence[Surveyed]) -> Assignmen
 
 
 def plan_pair_shards(inventory: Inventory, usable: Sequence[Surveyed], splits: Mapping[str, str]) -> list[IngestTask]:
-    """The shards of the new pairs: per split, in the order of `pair_id`, numbered on from those that are there."""
+    """The shards of the new pairs: per split, ordered by `pair_id`, numbered on from the existing ones."""
     config = inventory.config
     by_split: dict[str, list[Surveyed]] = defaultdict(list)
     for row in sorted(usable, key=lambda row: row.pair_id):
@@ -206,9 +206,9 @@ def plan_pair_shards(inventory: Inventory, usable: Sequence[Surveyed], splits: M
 
 
 def run_shards(inventory: Inventory, tasks: Sequence[IngestTask]) -> list[ShardResult]:
-    """The planned shards in their order; those that a killed job finished are only read back.
+    """Writes the planned shards and returns their results in order; shards that a killed job finished are read back.
 
-    A shard that lacks a pair which was broken is made again: the pair may have been mended meanwhile.
+    A shard that lacks a broken pair is written again, because the pair may have been fixed since.
     """
     config, output = inventory.config, inventory.config.output
     results = {result.name: result for result in finished_shards(output, tasks)}
@@ -222,12 +222,12 @@ def run_shards(inventory: Inventory, tasks: Sequence[IngestTask]) -> list[ShardR
     for result in ray_tasks.run_ingest_tasks(write_pairs, ray_tasks.parse_result, missing, "writing pairs"):
         results[result.name] = result
         if CHANGED in result.broken.values():
-            clear_folder(storage.join(output, SURVEY))  # it is out of date
+            clear_folder(storage.join(output, SURVEY))  # it is outdated
     return [results[task.name] for task in tasks]
 
 
 def clear_folder(url: str, keep: Collection[str] = ()) -> None:
-    """Deletes the files below a folder, except those whose names without extension are to be kept."""
+    """Deletes the files below a folder, except those whose names without extension are in `keep`."""
     names = [name for name in storage.list_files(url) if name.rpartition(".")[0] not in keep]
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(lambda name: storage.delete(storage.join(url, name)), names))
@@ -258,11 +258,12 @@ def write_quarantine(inventory: Inventory, broken: Mapping[str, str], left_out: 
 
 
 def check_share(inventory: Inventory, broken: Mapping[str, str]) -> None:
+    """Raises a ValueError if more than `max_bad` of the pairs are broken."""
     share, most = len(broken) / inventory.num_listed, inventory.config.max_bad
     if share > most:
         pair_id, reason = min(broken.items())
         url = storage.join(inventory.config.output, QUARANTINE)
         raise ValueError(
             f"{len(broken)} of {inventory.num_listed} pairs are broken ({share:.1%}), but max_bad is {most:.1%}; the "
-            f"first is {pair_id}: {reason}; see {url}, mend them, or raise --max-bad"
+            f"first is {pair_id}: {reason}; see {url}, fix them, or raise --max-bad"
         )

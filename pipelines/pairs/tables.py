@@ -90,7 +90,7 @@ def read_rows(url: str) -> Iterator[tuple[int, Mapping[str, str]]]:
     else:
         for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
             if None in row:
-                raise ValueError(f"line {number} of {url} has more fields than the header; mend it")
+                raise ValueError(f"line {number} of {url} has more fields than the header; fix it")
             yield number, {name.strip(): (value or "").strip() for name, value in row.items()}
 
 
@@ -98,7 +98,7 @@ def read_object(url: str, number: int, line: str) -> Mapping[str, str]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} of {url} is not JSON ({error}); mend it") from None
+        raise ValueError(f"line {number} of {url} is not JSON ({error}); fix it") from None
     if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
         raise ValueError(f'line {number} of {url} is no object of strings; write {{"low": URL, "normal": URL}}')
     return row

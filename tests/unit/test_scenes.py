@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.pairs.scenes import Member, assign, draw, group, scene_labels
+from pipelines.pairs.scenes import Member, assign, draw_split, group_scenes, scene_labels
 
 
 def member(pair_id: str, *labels: str, split: str = "", committed: bool = False) -> Member:
@@ -52,7 +52,7 @@ def test_adding_pairs_never_moves_one_and_never_spans_splits(labels: list[list[s
 
 def test_groups_are_linked_through_other_pairs() -> None:
     linked = [member("a", "x"), member("b", "x", "y"), member("c", "y"), member("d", "z")]
-    groups = group(linked)
+    groups = group_scenes(linked)
     assert sorted(sorted(m.pair_id for m in together) for together in groups.values()) == [["a", "b", "c"], ["d"]]
 
 
@@ -62,18 +62,18 @@ def test_the_layouts_scene_and_equal_normal_images_both_count() -> None:
         member("b", *scene_labels("n2", "hall")),
         member("c", *scene_labels("n2", "")),
     ]
-    assert len(group(members)) == 1
+    assert len(group_scenes(members)) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_the_share_of_validation_scenes(share: float) -> None:
-    drawn = [draw(f"scene{i}", share, seed=3) for i in range(4000)]
+    drawn = [draw_split(f"scene{i}", share, seed=3) for i in range(4000)]
     assert abs(drawn.count("validation") / len(drawn) - share) < 0.02
-    assert drawn == [draw(f"scene{i}", share, seed=3) for i in range(4000)]
+    assert drawn == [draw_split(f"scene{i}", share, seed=3) for i in range(4000)]
 
 
 def test_another_seed_draws_other_scenes() -> None:
-    assert [draw(f"s{i}", 0.5, 0) for i in range(64)] != [draw(f"s{i}", 0.5, 1) for i in range(64)]
+    assert [draw_split(f"s{i}", 0.5, 0) for i in range(64)] != [draw_split(f"s{i}", 0.5, 1) for i in range(64)]
 
 
 def test_an_official_test_set_does_not_grow() -> None:
