@@ -1,4 +1,4 @@
-"""What a training run keeps to go on from: one safetensors file with everything in it, no pickle."""
+"""Training state, and its checkpoints: one safetensors file with everything that is needed to resume, no pickle."""
 
 import json
 import math
@@ -29,7 +29,7 @@ FACTS = {"stage": "stage_index", "step": "step", "skipped": "skipped", "best": "
 
 
 def ema_update(decay: float) -> Any:
-    """`ema <- d ema + (1 - d) weights` with d warmed up as (1 + n) / (10 + n)."""
+    """`ema <- d ema + (1 - d) weights`, where d warms up as (1 + n) / (10 + n) until it reaches `decay`."""
 
     @torch.no_grad()
     def update(averaged: tuple[Tensor, ...], current: tuple[Tensor, ...], num_averaged: Tensor) -> None:
@@ -41,13 +41,16 @@ def ema_update(decay: float) -> Any:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a training step changes.
 
     Attributes:
-        stage_index, step: where the run is; `step` counts within the stage.
-        skipped: steps that were not finite.
-        best: the stage's best validation so far.
-        validated: its last one: `metrics`, the global `step`, and `timestamp_ms`; empty before the first.
+        stage_index: position of the current stage, from 0.
+        step: optimizer steps made in the stage.
+        skipped: steps of the stage whose loss or gradient was not finite.
+        unet: the network that is trained, float32.
+        ema: its exponential moving average.
+        best: the stage's best validation so far (`loop.BEST_METRIC`).
+        validated: its last validation: `metrics`, the global `step`, and `timestamp_ms`; empty before the first.
     """
 
     stage_index: int
@@ -79,7 +82,7 @@ class TrainState:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """The network's, looked up once: a walk through its modules takes longer than a GPU takes to average them."""
+        """The network's parameters, cached: walking its modules takes longer than averaging on a GPU."""
         return list(self.unet.parameters())
 
     @cached_property
@@ -88,7 +91,7 @@ class TrainState:
         return [parameter.detach() for parameter in self.ema_unet.parameters()]
 
     def average(self) -> None:
-        """`AveragedModel.update_parameters`, with the parameters as they were looked up."""
+        """Updates the average as `AveragedModel.update_parameters` does, with the cached parameters."""
         values = [parameter.detach() for parameter in self.parameters]
         if self.ema.n_averaged > 0:
             assert self.ema.multi_avg_fn
@@ -103,17 +106,17 @@ class TrainState:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state on local disk, waiting to be persisted under a name that says its global step."""
+    """A state in a local folder, to be uploaded under a name that contains its global step."""
 
     folder: str
     name: str
 
 
 def save(state: TrainState, optim: OptimConfig, settings: Mapping[str, Any]) -> SavedState:
-    """Writes the state, and what the run is made with, to a temporary folder.
+    """Writes the state and the run's settings to a temporary folder.
 
     Raises:
-        OSError: if the disk is full, say.
+        OSError: if it cannot be written, for example because the disk is full.
     """
     tensors = {f"unet/{name}": value for name, value in state.unet.state_dict().items()}
     tensors |= {f"ema/{name}": value for name, value in state.ema_unet.state_dict().items()}
@@ -134,7 +137,7 @@ def save(state: TrainState, optim: OptimConfig, settings: Mapping[str, Any]) -> 
 
 
 def report(metrics: Mapping[str, Any], saved: SavedState | None) -> None:
-    """Reports to Ray Train on every worker; the state is uploaded while training goes on."""
+    """Reports to Ray Train; must be called on every worker. The state is uploaded while training continues."""
     ray.train.report(
         dict(metrics),
         checkpoint=Checkpoint.from_directory(saved.folder) if saved else None,
@@ -144,15 +147,15 @@ def report(metrics: Mapping[str, Any], saved: SavedState | None) -> None:
 
 
 def checkpoint_step(checkpoint: Checkpoint) -> int:
-    """The global step that a checkpoint was saved at, from its folder's name."""
+    """The global step at which a checkpoint was saved, from its folder's name."""
     return int(Path(checkpoint.path).name.removeprefix(STEP_PREFIX))
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Puts a checkpoint's weights, average and optimizer into a freshly begun state.
+    """Loads a checkpoint's weights, average and optimizer into a newly begun state.
 
     Raises:
-        ValueError: if the checkpoint is of a run that is made with other settings or records.
+        ValueError: if the checkpoint belongs to a run with other settings or records.
     """
     with checkpoint.as_directory() as folder, safe_open(Path(folder) / STATE_FILE, "pt") as file:
         metadata = file.metadata()
@@ -179,9 +182,9 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
 
 
 def place_like(key: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
-    """A restored value of AdamW's state on the device, and in the memory layout, that its kernel asks for.
+    """A restored value of AdamW's state, on the device and in the memory layout that the optimizer's kernel requires.
 
-    AdamW counts its steps on the CPU unless it is fused; a fused one reads the count on the GPU.
+    AdamW keeps its step count on the CPU, unless it is fused: then on the parameter's device.
     """
     if key == "step":
         return value.to(parameter.device) if fused else value

@@ -71,13 +71,13 @@ class DistillObjective:
         self.teacher = self.stage_teacher(context)
         if self.lpips:
             self.lpips.to(context.device)
-        # The teacher makes its targets without dropout, which would only blur what the student has to meet.
+        # The teacher's targets are made without dropout, and the student could not match them exactly with it.
         student = UNet(replace(start.unet.config, dropout=0.0))
         student.load_state_dict(start.unet.state_dict())
         return student.to(context.device)
 
     def stage_teacher(self, context: StageContext) -> UNet | None:
-        """The original teacher; when progressive, the previous stage's student; none where it has run before."""
+        """The teacher if trajectories are `online`, else None; if progressive, the previous stage's student."""
         if self.config.trajectories != "online":
             return None
         if self.config.progressive and context.stage_index > 0:
@@ -126,10 +126,10 @@ class DistillObjective:
 
 
 def make_stream(config: DistillConfig) -> Stream:
-    """The records of all stages, from their caches or straight from the pairs; where they stream, with the teacher.
+    """The records of all stages, from their caches or from the pairs; with teacher actors if trajectories are `stream`.
 
     Raises:
-        ValueError: if a stage's cache is missing, or was made with other settings; each is named.
+        ValueError: if a stage's cache is missing, or was made with other settings, which are named.
     """
     teacher, sha256 = load_hashed_unet(config.teacher)
     check_crop(config.segment, teacher.unet)
@@ -147,14 +147,14 @@ def make_stream(config: DistillConfig) -> Stream:
 
 
 def cached_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> StageRecords:
-    """A stage's records with the targets that precompute has stored."""
+    """A stage's records, with targets from its cache."""
     url, manifest = find_cache(config, teacher_steps, teacher, sha256)
     order = Order(shard_rows=tuple(entry.rows for entry in manifest.shards), seed=config.optim.seed)
     return StageRecords(order=order, load=CachedRecords(url, manifest.shards), source=url, key=manifest.key)
 
 
 def computed_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> StageRecords:
-    """A stage's records without targets, which the teacher computes as they are trained on."""
+    """A stage's records, without targets, which the teacher computes during training."""
     teacher.schedule.grid(teacher_steps)  # rejects steps that the schedule does not have
     manifest = shards.read_manifest(config.pairs, "pairs")
     plan = plan_record_shards(manifest, "train", config.segment, RECORDS_PER_SHARD)
@@ -165,14 +165,14 @@ def computed_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile,
 
 
 def make_teacher_pool(config: DistillConfig) -> TeacherPool:
-    """The teacher actors of `stream`, which evaluate the batches that a worker would with the teacher `online`.
+    """The teacher actors of trajectories `stream`; they evaluate the same batches as a worker does with `online`.
 
     Raises:
         ValueError: if the cluster has too few GPUs for workers and teachers.
     """
     compute, gpu = config.compute, use_gpu(config.compute)
     wanted = compute.max_workers + config.teacher_actors
-    if compute.gpu == "auto" and gpu and num_gpus() < wanted:  # who says yes may have a cluster that grows
+    if compute.gpu == "auto" and gpu and num_gpus() < wanted:  # with "yes" the cluster may scale up
         raise ValueError(
             f"{compute.max_workers} workers and {config.teacher_actors} teacher actors need {wanted} GPUs, but the "
             f"cluster has {num_gpus()}; lower them, or use --trajectories cache or online"
@@ -189,7 +189,7 @@ def make_teacher_pool(config: DistillConfig) -> TeacherPool:
 
 
 def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
-    """Distils every stage, or goes on where an earlier run under the same output stopped.
+    """Distils every stage; resumes an earlier run of the same output.
 
     Raises:
         ValueError: if the cache, teacher, pairs or output cannot be used together, before anything is spent.
@@ -219,7 +219,7 @@ def make_validation(config: DistillConfig) -> ValidationImages | None:
 
 
 def check_inputs(config: DistillConfig) -> None:
-    """Refuses a batch, workers, validation pairs or a backbone that could not be used, before anything is spent."""
+    """Raises a ValueError if batch, workers, validation pairs or backbone cannot be used; before anything is spent."""
     check_workers(config.optim, config.compute)
     streams = config.trajectories == "stream"
     check_room(config.compute, more_cpus=config.teacher_actors * config.compute.cpus_per_worker if streams else 0.0)
@@ -237,7 +237,7 @@ def make_loop(
 
 
 def student_rows(config: DistillConfig) -> list[reporting.Row]:
-    """What each stage left, with its last validation."""
+    """The students, with the last validation of each."""
     rows: list[reporting.Row] = []
     for steps in config.stages:
         url = storage.join(config.output, student_name(steps))
@@ -247,7 +247,7 @@ def student_rows(config: DistillConfig) -> list[reporting.Row]:
 
 
 def plan_distill(config: DistillConfig) -> Report:
-    """What each stage would be trained on; refuses what `distill` would."""
+    """The plan of `distill` (`--dry-run`); raises the same errors for inputs that cannot be used."""
     check_inputs(config)
     stream = make_stream(config)
     runs.is_recorded(config.output, runs.with_records(runs.learned_settings(config), stream))

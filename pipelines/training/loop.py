@@ -1,7 +1,7 @@
-"""The one worker loop, for teachers and students alike: Ray Data in, Ray Train around, checkpoints out.
+"""The training loop of teachers and students: batches from Ray Data, workers of Ray Train, checkpoints.
 
-A run is a sequence of stages of equally many steps. The global step says everything about where it is:
-which records come next (`order.py`), which noise is drawn, what the learning rate is.
+A run is a sequence of stages with the same number of steps each. The global step determines everything about the
+state of a run but its weights: the records that come next (`order.py`), the noise that is drawn, the learning rate.
 """
 
 import logging
@@ -32,13 +32,13 @@ from pipelines.trajectories.crops import Batch
 
 # The validation metric by which the best weights of a stage are kept.
 BEST_METRIC = "psnr"
-# Steps between two questions whether a node will be taken away: every worker waits for the answer.
+# Steps between two checks for preemption, which all workers wait for.
 PREEMPTION_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """All that a worker needs to train; `settings` say what with, and are kept in every checkpoint."""
+    """Everything that a worker needs to train; `settings` determine what is learned, and go into every checkpoint."""
 
     objective: Objective
     optim: OptimConfig
@@ -49,7 +49,7 @@ class Loop:
 
     @classmethod
     def from_config(cls, config: Any, objective: Objective, run: RunHandle, settings: Mapping[str, Any] | None) -> Self:
-        """The loop of a job, whose config (of teacher or student) says how it runs."""
+        """The loop of a training job, from the parts of its config."""
         parts = {name: getattr(config, name) for name in ("optim", "checkpoint", "compute")}
         return cls(objective=objective, run=run, settings=settings or {}, **parts)
 
@@ -59,7 +59,7 @@ class Loop:
 
 
 def check_workers(optim: OptimConfig, compute: ComputeConfig) -> None:
-    """Refuses a batch that leaves workers without anything to do."""
+    """Raises a ValueError if a batch is too small to give every worker's micro-batches a sample each."""
     parts = compute.max_workers * optim.accumulate
     require(
         optim.batch_size >= parts,
@@ -68,19 +68,19 @@ def check_workers(optim: OptimConfig, compute: ComputeConfig) -> None:
 
 
 def train_worker(config: dict[str, Loop]) -> str:
-    """What runs on every training worker: from the newest checkpoint to the end of the last stage.
+    """Trains on one worker, from the newest checkpoint to the end of the last stage.
 
     Returns:
-        Why the run stopped before, and where; else nothing.
+        Where and why the run stopped early; empty if it did not.
     """
     loop = config["loop"]
-    # The run's logging_config only filters Ray Train's own handlers; its records still reach the worker's root logger,
+    # The run's logging_config filters Ray Train's own handlers only; its records still reach the worker's root logger,
     # some from loggers that are named after files.
     for name in ("", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
-    # Ray has set the number of threads to that of the reserved CPUs, which are logical ones.
+    # Ray has set the number of threads to that of the reserved CPUs, which are logical CPUs.
     cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(loop.compute.threads or cores)
     with ExitStack() as stack:
@@ -93,16 +93,16 @@ def train_worker(config: dict[str, Loop]) -> str:
 
 
 class Worker:
-    """One training worker: the state it advances, and what it does around each step."""
+    """One training worker: its training state, and the work before and after each step."""
 
     def __init__(self, loop: Loop, rank: int, world_size: int, device: torch.device, writer: RunWriter | None) -> None:
         self.loop, self.rank, self.world_size, self.device, self.writer = loop, rank, world_size, device, writer
         self.progress = Progress(loop.num_steps, loop.optim.batch_size)
         self.metrics: dict[str, float] = {}
-        self.warned, self.stopped = False, ""
+        self.preemption_seen, self.stopped = False, ""
 
     def train(self) -> str:
-        """Trains to the end, or until too much is not finite; returns why it stopped, if it did."""
+        """Trains to the end, or until too many losses are not finite; returns why it stopped early, or nothing."""
         checkpoint = ray.train.get_checkpoint()
         step = checkpoints.checkpoint_step(checkpoint) if checkpoint else 0
         steps = self.loop.optim.steps
@@ -121,6 +121,7 @@ class Worker:
         return self.stopped
 
     def begin_stage(self, stage_index: int) -> None:
+        """Starts a stage with the objective's network, and a new optimizer and average."""
         torch.manual_seed(self.loop.optim.seed)
         unet = self.loop.objective.begin(StageContext(stage_index=stage_index, device=self.device))
         self.state = TrainState.begin(stage_index, unet, self.loop.optim)
@@ -131,24 +132,25 @@ class Worker:
         self.network: Network = self.parallel or network
 
     def resume(self, checkpoint: ray.train.Checkpoint) -> None:
-        """Takes up the state of a checkpoint of this stage."""
+        """Restores a checkpoint of the current stage."""
         checkpoints.restore(self.state, checkpoint, self.loop.settings)
         self.log_validation()
 
     def warm_up_ddp(self, parallel: DistributedDataParallel) -> None:
-        """One backward that counts for nothing: DDP orders its sums anew after the first one of a process.
+        """Runs one discarded backward pass, so that DDP rebuilds its gradient buckets before the first step.
 
-        Three or more workers would else add up in another order after a restart, and end with other last bits.
+        It does so after the first pass of a process. With three or more workers that changes the order in which
+        gradients are summed, and so the last bits of the weights would differ after a restart.
         """
         size = self.state.unet.config.size_multiple
         z, level = torch.zeros(1, 3, size, size, device=self.device), torch.ones(1, device=self.device)
-        # This size does not come again, and so is not compiled for.
+        # Not compiled, because no batch has this size.
         with torch.compiler.set_stance("force_eager") if self.loop.optim.compile else nullcontext():
             parallel(z, z, level).sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """This worker's share of every batch from a global step on, after checking that it is the right one."""
+        """This worker's share of every batch from a global step on; its positions are checked first."""
         optim, step = self.loop.optim, start_step
         share = rows_per_worker(optim.batch_size, optim.accumulate, self.world_size)
         dataset = ray.train.get_dataset_shard("train")
@@ -161,12 +163,12 @@ class Worker:
                 return
             due = worker_positions(optim.batch_size, share, step, self.rank)
             if not np.array_equal(batch["position"], due):
-                raise RuntimeError(f"worker {self.rank} was dealt positions {batch['position']}, not {due}")
+                raise RuntimeError(f"worker {self.rank} received positions {batch['position']}, not {due}")
             step += 1
             yield batch
 
     def step(self, batch: Batch) -> None:
-        """One optimizer step; a non-finite loss or gradient leaves everything as it was and is counted."""
+        """One optimizer step; if the loss or a gradient is not finite, nothing is updated, and the step is counted."""
         state, optim = self.state, self.loop.optim
         context = self.step_context()
         torch.manual_seed(step_seed(optim.seed, state.stage_index, state.step, self.rank) + 1)
@@ -185,7 +187,7 @@ class Worker:
         self.progress.stepped(self.loop.objective.stages[state.stage_index], state.global_step(optim), terms, norm)
 
     def step_context(self) -> StepContext:
-        """The context of the step that comes next."""
+        """The context of the next step."""
         state, seed = self.state, self.loop.optim.seed
         generator = torch.Generator(self.device)
         generator.manual_seed(step_seed(seed, state.stage_index, state.step, self.rank))
@@ -199,16 +201,16 @@ class Worker:
         )
 
     def accumulate_gradients(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        """Backward over the micro-batches; returns the mean of each term over this worker's share.
+        """Backward passes over the micro-batches; returns the mean of each term over this worker's share.
 
-        A row's loss counts as one batch-th, whoever has it; DDP's mean over the workers is undone.
+        Every row's loss is divided by the batch size, whichever worker has it; the scale undoes DDP's mean over them.
         """
         parts = self.loop.optim.accumulate
         size = len(batch["position"]) // parts
         counts = torch.tensor(batch["position"] != PADDING, dtype=torch.float32, device=self.device)
         scale = self.world_size / self.loop.optim.batch_size
         sums: dict[str, Tensor] = {}
-        if parts > 1 and self.loop.optim.compile:  # to add to: what a CUDA graph leaves is gone when it runs again
+        if parts > 1 and self.loop.optim.compile:  # to accumulate in: a CUDA graph overwrites its own gradients
             for parameter in self.state.parameters:
                 parameter.grad = torch.zeros_like(parameter)
         for part in range(parts):
@@ -225,33 +227,45 @@ class Worker:
         return {name: value / counts.sum().clamp(min=1) for name, value in sums.items()}
 
     def after_step(self) -> None:
-        """Progress, validation, the stage's end, checkpoint; says when the run has to stop."""
-        state, every = self.state, self.loop.checkpoint
-        ended = state.step == self.loop.optim.steps
-        rates = {"learning_rate": learning_rate(self.loop.optim, state.step - 1), "skipped": float(state.skipped)}
-        if self.rank == 0 and (shown := self.progress.due(rates)) and self.writer:
-            self.writer.metrics(shown, state.global_step(self.loop.optim))
+        """Logs, validates, saves weights and checkpoints, each if it is due; sets `stopped` if the run must end."""
+        state, every, steps = self.state, self.loop.checkpoint, self.loop.optim.steps
+        self.log_progress()
         if state.skipped > self.loop.optim.max_nonfinite:
             self.stopped = f"at step {state.global_step(self.loop.optim)} after too many non-finite losses"
             return
-        validates = every.validate_every and (state.step % every.validate_every == 0 or ended)
+        ends = state.step == steps
+        validates = bool(every.validate_every) and (state.step % every.validate_every == 0 or ends)
         if validates and self.rank == 0:
             self.validate()
-        if ended and self.rank == 0:
+        if ends and self.rank == 0:
             self.loop.objective.save(state.stage_index, state.ema_unet, self.metrics)
-        # Weights after which nothing is finite are no state to go on from; those before are kept.
-        due = (state.step % every.every == 0 or self.preempted()) and self.is_finite
-        if due or ended:
-            self.report(checkpoints.save(state, self.loop.optim, self.loop.settings) if self.rank == 0 else None)
-        elif validates:
-            self.report(None)
+        self.report(ends=ends, validates=validates)
+
+    def log_progress(self) -> None:
+        """Shows the progress, and logs the metrics since the last time, every few steps."""
+        state, optim = self.state, self.loop.optim
+        rates = {"learning_rate": learning_rate(optim, state.step - 1), "skipped": float(state.skipped)}
+        if self.rank == 0 and (metrics := self.progress.due(rates)) and self.writer:
+            self.writer.metrics(metrics, state.global_step(optim))
+
+    def report(self, *, ends: bool, validates: bool) -> None:
+        """Reports to Ray Train, on every worker: with a checkpoint if one is due, else after a validation only."""
+        state = self.state
+        # Weights after a step that was not finite are no state to resume from; earlier checkpoints are kept.
+        due = (state.step % self.loop.checkpoint.every == 0 or self.preempted()) and self.is_finite
+        saves = due or ends
+        if not saves and not validates:
+            return
+        saved = checkpoints.save(state, self.loop.optim, self.loop.settings) if saves and self.rank == 0 else None
+        step = state.global_step(self.loop.optim)
+        checkpoints.report({**self.metrics, "stage": state.stage_index, "step": step}, saved)
 
     def preempted(self) -> bool:
-        """Whether a node has just been told that it will be taken away; asked now and then, as all must ask."""
-        if self.warned or self.state.step % PREEMPTION_EVERY:
+        """Whether a node is about to be preempted: true once, at a step at which all workers check."""
+        if self.preemption_seen or self.state.step % PREEMPTION_EVERY:
             return False
-        self.warned = ray.train.get_preemption_info() is not None
-        return self.warned
+        self.preemption_seen = ray.train.get_preemption_info() is not None
+        return self.preemption_seen
 
     def validate(self) -> None:
         state = self.state
@@ -270,25 +284,24 @@ class Worker:
         print(f"{self.loop.objective.stages[state.stage_index]} step {state.step}: validation {figures}", flush=True)
 
     def log_validation(self) -> None:
-        """Also after a restart: a killed worker may not have sent what its checkpoint knows. Sent twice, it is one."""
+        """Logs the last validation, with the time at which it was made.
+
+        Repeated after a restart, because a killed worker may not have sent it; a point sent twice is stored once.
+        """
         if found := self.state.validated:
             self.metrics = found["metrics"]
             if self.writer:
                 named = {f"validation/{name}": value for name, value in self.metrics.items()}
                 self.writer.metrics(named, found["step"], found["timestamp_ms"])
 
-    def report(self, checkpoint: checkpoints.SavedState | None) -> None:
-        step = self.state.global_step(self.loop.optim)
-        checkpoints.report({**self.metrics, "stage": self.state.stage_index, "step": step}, checkpoint)
-
 
 def step_seed(seed: int, stage: int, step: int, rank: int) -> int:
-    """The seed of every draw of one step on one worker."""
+    """The seed of all draws of one step on one worker, 62 bits."""
     return int(np.random.SeedSequence((seed, stage, step, rank)).generate_state(1, np.uint64)[0] >> 2)
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
-    """Linear warm-up, then the shape that was chosen, ending at 0 (or staying, if constant)."""
+    """The learning rate of a step of a stage: linear warm-up, then `rate_shape`, which ends at 0 unless constant."""
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps
     share = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)

@@ -1,9 +1,9 @@
-"""In which order records are trained on: a pure function of (seed, epoch), read shard by shard.
+"""The order of training records: a pure function of (seed, epoch), read shard by shard.
 
-The records of an epoch form one permutation: shards in random order, taken `mix_shards` at a time, and
-the rows of such a window shuffled among themselves. All epochs follow each other in one endless stream
-of positions, and optimizer step k takes positions `k * batch` to `(k + 1) * batch`. So what a run has
-seen is said by its step alone, for any number of workers (Mosaic's streaming has the same idea).
+The records of an epoch are permuted: shards come in random order, `mix_shards` at a time, and the rows of such a
+window are shuffled among themselves. All epochs follow each other in one endless stream of positions, and optimizer
+step k takes positions `k * batch` to `(k + 1) * batch`. So the step alone determines which records a run has seen,
+for any number of workers (as in MosaicML's streaming).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The endless stream of records over shards of `shard_rows` rows.
+    """The endless stream of records over shards with `shard_rows` rows each.
 
     Raises:
         ValueError: if there is no record at all.
@@ -65,7 +65,7 @@ class Order:
 def window_table(
     shard_rows: Sequence[int], seed: int, epoch: int, mix_shards: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The epoch's order of shards, and the position at which each window of it ends."""
+    """The epoch's order of shards, and the position within the epoch at which each window ends."""
     shards = np.random.default_rng((seed, epoch, 0)).permutation(len(shard_rows))
     rows = np.asarray(shard_rows)[shards]
     ends = np.cumsum(np.add.reduceat(rows, np.arange(0, len(shards), mix_shards)))

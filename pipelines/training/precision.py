@@ -1,4 +1,4 @@
-"""The network as a training step calls it: compiled where that is asked for, in the precision that is asked for."""
+"""Compiles a network for training, and runs it in the chosen precision."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ def autocast(network: Network, device: torch.device, *, enabled: bool) -> Networ
 
 @contextlib.contextmanager
 def compile_errors() -> Iterator[None]:
-    """Put around the steps of a compiled network; the first of them compiles it.
+    """Context manager around the steps of a compiled network, the first of which compiles it.
 
     Raises:
-        ValueError: if it cannot be.
+        ValueError: if torch.compile's backend fails, for which a missing C++ compiler is the usual reason.
     """
     from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415 - takes more than a second
 

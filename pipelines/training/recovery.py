@@ -1,4 +1,4 @@
-"""Going on from the newest checkpoint that is whole, where Ray Train insists on the very newest."""
+"""Lets a run resume from its newest undamaged checkpoint; Ray Train by itself insists on the newest."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.training.checkpoints import STATE_FILE, STEP_PREFIX
 
-# Ray Train's list of a run's checkpoints, beside them.
+# Ray Train's list of a run's checkpoints, in the same folder.
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 HEADER_LENGTH_BYTES = 8
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def drop_damaged(checkpoints: str) -> None:
-    """Takes checkpoints that are gone or cut short off Ray Train's list; makes the list anew if it is itself damaged.
+    """Removes missing and truncated checkpoints from Ray Train's list; rebuilds the list if it is damaged itself.
 
     Args:
         checkpoints: URL of the folder that holds them.
@@ -27,7 +27,7 @@ def drop_damaged(checkpoints: str) -> None:
         listed = found = json.loads(storage.read_bytes(url))
     except ValueError:
         listed, found = rebuild_list(checkpoints), None
-        logger.warning("%s was damaged and has been made anew from the checkpoints beside it", url)
+        logger.warning("%s was damaged and has been rebuilt from the checkpoints in its folder", url)
     numbered = zip(listed["checkpoint_results"], listed["checkpoint_report_indices"], strict=True)
     whole = []
     for result, number in numbered:
@@ -35,7 +35,7 @@ def drop_damaged(checkpoints: str) -> None:
             whole.append((result, number))
         else:
             name = result["checkpoint_dir_name"]
-            logger.warning("the run goes on without %s of %s, which is gone or damaged", name, checkpoints)
+            logger.warning("the run resumes without %s of %s, which is gone or damaged", name, checkpoints)
     kept = {
         **listed,
         "checkpoint_results": [result for result, _ in whole],
@@ -49,7 +49,7 @@ def drop_damaged(checkpoints: str) -> None:
 
 
 def rebuild_list(checkpoints: str) -> dict[str, Any]:
-    """Ray Train's list as far as the checkpoints' names tell it."""
+    """Ray Train's list, as far as it follows from the names of the checkpoints' folders."""
     results = [
         {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": int(name.removeprefix(STEP_PREFIX))}}
         for name in storage.list_folders(checkpoints)
@@ -69,7 +69,7 @@ def rebuild_list(checkpoints: str) -> dict[str, Any]:
 
 
 def is_whole(checkpoints: str, name: str) -> bool:
-    """Whether a checkpoint's file is there and as long as its header says."""
+    """Whether a checkpoint's file exists and has the length that its header states."""
     url = storage.join(checkpoints, name, STATE_FILE)
     try:
         size = storage.file_size(url)

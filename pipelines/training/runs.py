@@ -24,9 +24,9 @@ from pipelines.training.stream import Stream, make_dataset
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 CHECKPOINTS_KEPT = "the checkpoints before are kept"
-# What Ray Data may hold ready for each worker: several spans, however long the run.
+# Bytes that Ray Data may keep ready for each worker: several spans, however long the run.
 READY_BYTES = 2**29
-# Settings that may differ between a run and its continuation, because they do not change what is learned.
+# Settings that may differ when a run is resumed, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
@@ -34,27 +34,27 @@ Settings = Mapping[str, Any]
 
 
 def learned_settings(config: Any) -> dict[str, Any]:
-    """The resolved settings that decide what is learned, as they come back from JSON, without credentials of URLs."""
+    """The resolved settings that determine what is learned, as JSON would return them, without credentials in URLs."""
     resolved = redact_tree(json.loads(json.dumps(asdict(config))))
     return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
 
 
 def recorded_settings(config: Any) -> dict[str, Any]:
-    """The settings as they are recorded with weights: without the places of things, which differ elsewhere."""
+    """The settings as they are recorded with weights: without URLs, which mean nothing elsewhere."""
     return {name: value for name, value in learned_settings(config).items() if name not in PLACES}
 
 
 def record_config(output: str, config: Any, stream: Stream) -> Settings:
-    """Writes the resolved config of a new run and what its records are made of, and returns both.
+    """Writes the resolved config of a new run and the keys of its records, and returns both.
 
     Raises:
-        ValueError: if the run was started with another config, or other records, of another teacher for example.
+        ValueError: if the run was started with another config or other records, for example of another teacher.
     """
     return record_settings(output, learned_settings(config), stream, "run")
 
 
 def record_settings(output: str, settings: Settings, stream: Stream, what: str) -> Settings:
-    """`record_config` of settings that are chosen already, for a run or a sweep (`what`)."""
+    """As `record_config`, for settings that are already selected; `what` names a run or a sweep in errors."""
     settings = with_records(settings, stream)
     if not is_recorded(output, settings, what):
         storage.check_writable(output)
@@ -64,15 +64,15 @@ def record_settings(output: str, settings: Settings, stream: Stream, what: str) 
 
 
 def with_records(settings: Settings, stream: Stream) -> Settings:
-    """The settings, and what the records of each stage are made of."""
+    """The settings, and the key of each stage's records."""
     return {**settings, "records": [stage.key for stage in stream.stages]}
 
 
 def is_recorded(output: str, settings: Settings, what: str = "run") -> bool:
-    """Whether these settings are on record already.
+    """Whether these settings are recorded at an output.
 
     Raises:
-        ValueError: if others are.
+        ValueError: if other settings are.
     """
     url = storage.join(output, CONFIG)
     if not storage.exists(url):
@@ -82,14 +82,18 @@ def is_recorded(output: str, settings: Settings, what: str = "run") -> bool:
 
 
 def save_report(report: Report, done: str) -> Report:
-    """Writes a run's report, unless it was there; a run that was `done` before has that as its title, and only rows."""
+    """Writes a run's report, unless there is one.
+
+    Args:
+        done: title of the returned report if the run had already finished; it then has rows only. Else empty.
+    """
     if not done or not storage.exists(storage.join(report.url, reporting.FILE)):
         reporting.save(report)
     return Report(title=done, rows=report.rows) if done else report
 
 
 def finished(output: str, names: Sequence[str]) -> bool:
-    """Whether every stage of a run has left its weights."""
+    """Whether the weights of every stage of a run exist."""
     return all(storage.exists(storage.join(output, name)) for name in names)
 
 
@@ -97,13 +101,13 @@ def latest_step(output: str) -> int:
     """The global step of the newest committed checkpoint of a run, 0 if there is none."""
     try:
         checkpoint = Result.from_path(*storage.for_ray(storage.join(output, CHECKPOINTS))).checkpoint
-    except RuntimeError:  # Ray's word for "no such run yet"
+    except RuntimeError:  # Ray's error for a run that does not exist
         return 0
     return checkpoint_step(checkpoint) if checkpoint else 0
 
 
 class RemainingData(DataConfig):
-    """Deals what is left from the newest checkpoint; asked at every start, for as many workers as there are then."""
+    """Distributes the records after the newest checkpoint; evaluated at every start, for the workers of that start."""
 
     def __init__(self, stream: Stream, output: str, options: ExecutionOptions) -> None:
         super().__init__(execution_options=options)
@@ -115,7 +119,7 @@ class RemainingData(DataConfig):
 
 
 def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[Any] = ()) -> TorchTrainer:
-    """The Ray Train run whose checkpoints lie at `output/checkpoints`; fitting it again goes on from them."""
+    """The Ray Train run with its checkpoints at `output/checkpoints`; fitting it again resumes from them."""
     storage.check_writable(output)
     recovery.drop_damaged(storage.join(output, CHECKPOINTS))
     path, filesystem = storage.for_ray(output)
@@ -147,7 +151,7 @@ def make_trainer(loop: Loop, stream: Stream, output: str, callbacks: Sequence[An
 
 
 def failure_causes(error: ray.train.TrainingFailedError) -> Iterator[BaseException]:
-    """Everything that made training fail: of every worker and of the controller, down to the first causes."""
+    """All exceptions behind a failed training, of every worker and the controller, down to the first causes."""
     pending: list[BaseException | None] = [*getattr(error, "worker_failures", {}).values()]
     pending.append(getattr(error, "controller_failure", None))
     while pending:
@@ -160,8 +164,8 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
     """Runs Ray Train to the end and returns the last reported metrics.
 
     Raises:
-        ValueError: if the run stopped itself, with what to do about it, or could not use what it was given.
-        OSError: if storage could not be written or read, even after the workers were started again.
+        ValueError: if the run stopped itself, with the remedy, or its inputs could not be used.
+        OSError: if storage could not be written or read, even after the workers were restarted.
     """
     try:
         result = trainer.fit()

@@ -1,10 +1,10 @@
-"""Ray Data from shards to training workers: the batches of every step, from any step on.
+"""Loads the batches of every step with Ray Data, from any step on, and distributes them to the training workers.
 
-Worker r of W takes the r-th part of every batch, so a batch is the same records for any W; where W does not
-divide it, the last parts are filled up with rows that count for nothing (`PADDING`). One task
-loads one worker's parts of a span of steps, as one block; Ray Train deals the blocks to the workers in
-turn. Each row carries its `position`, so that a worker can check that it got what was due. Where actors
-beside the trainers have to add something to a block, it passes through one of them on its way.
+Worker r of W takes the r-th part of every batch, so a batch has the same records for any W; if W does not divide
+it, the last parts are padded with rows that are not counted (`PADDING`). One task loads one worker's parts of a span
+of steps, as one block; Ray Train deals the blocks to the workers in turn. Each row carries its `position`, so that a
+worker can check that it received the right rows. With trajectories `stream`, every block passes through an actor of
+the `TeacherPool`, which adds the targets.
 """
 
 import time
@@ -25,24 +25,25 @@ Loader = Callable[[NDArray[np.int64]], Batch]
 """Loads the records given as (shard, row, epoch), [n, 3], in that order."""
 
 
-# The position of a row that only fills a worker's part up.
+# The position of a row that only pads a worker's part.
 PADDING = -1
-# Less than an actor reserves, so that Ray Data does not fuse loading into the actors.
+# Less than an actor reserves, so that Ray Data does not fuse loading with the actors.
 LOAD_CPUS = 0.5
-# Ray Data plans one task for each span of steps at every start (4 kB and 0.3 ms each), so a long run has longer spans:
-# as few as this, or such that a task loads so many bytes.
+# Ray Data plans one task for each span of steps at every start (4 kB and 0.3 ms each). So a long run has longer spans:
+# at most `ENOUGH_TASKS` tasks, unless a span would then exceed `MOST_SPAN_BYTES`.
 ENOUGH_TASKS, MOST_SPAN_BYTES = 4096, 64 * 2**20
 THROTTLE_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPool:
-    """Actors that every loaded block passes through.
+    """Pool of actors that add teacher targets to each loaded block.
 
     Attributes:
         actor: a class whose instances map a batch to a batch of the same rows in the same order.
-        args: what it is made with.
-        num_actors, num_cpus, num_gpus: how many there are, and what each reserves.
+        args: its constructor's arguments.
+        num_actors: size of the pool.
+        num_cpus, num_gpus: resources that each actor reserves.
     """
 
     actor: type
@@ -54,11 +55,13 @@ class TeacherPool:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecords:
-    """One stage's records: their order, how they are loaded, where they lie, and what they are made of.
+    """The records of one stage.
 
     Attributes:
+        order: the order in which they are trained on.
+        load: loads them by shard and row.
         source: URL of the cache or the pairs.
-        key: the same for the same records of the same teacher.
+        key: hash of everything that determines them, the teacher included.
     """
 
     order: Order
@@ -69,13 +72,16 @@ class StageRecords:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The batches of all stages, one after the other, `steps` optimizer steps each.
+    """The batches of all stages, one after the other.
 
     Attributes:
-        accumulate: micro-batches of a worker's part, which is a multiple of it.
-        row_bytes: about how much a loaded row takes.
-        span_steps: steps that one task loads at least.
-        teachers: actors that add to what was loaded, if any.
+        stages: the records of each stage.
+        steps: optimizer steps of each stage.
+        batch_size: records of a step, over all workers.
+        row_bytes: approximate size of a loaded row.
+        accumulate: micro-batches of a worker's part; its number of rows is a multiple of this.
+        span_steps: least number of steps that one task loads.
+        teachers: actors that add targets to the loaded rows, if any.
         teacher_sha256: of the weights that make the targets; empty where records have none.
     """
 
@@ -93,7 +99,7 @@ class Stream:
         return self.steps * len(self.stages)
 
     def spans(self, start_step: int, num_workers: int) -> "Spans":
-        """What each task loads, from a global step on."""
+        """The spans of steps that the tasks load, from a global step on."""
         share = rows_per_worker(self.batch_size, self.accumulate, num_workers)
         few = -(-(self.num_steps - start_step) * num_workers // ENOUGH_TASKS)
         fitting = MOST_SPAN_BYTES // (share * self.row_bytes)
@@ -101,7 +107,7 @@ class Stream:
         return Spans(start_step=start_step, num_steps=self.num_steps, stage_steps=self.steps, size=size)
 
     def load(self, start_step: int, stop_step: int, rank: int, num_workers: int) -> Batch:
-        """A worker's rows of the global steps [start_step, stop_step), all of one stage, with their positions."""
+        """A worker's rows of the global steps [start_step, stop_step) of one stage, and the `position` of each."""
         steps = range(start_step, stop_step)
         share = rows_per_worker(self.batch_size, self.accumulate, num_workers)
         positions = np.concatenate([worker_positions(self.batch_size, share, step, rank) for step in steps])
@@ -128,7 +134,7 @@ class Spans:
 
     @property
     def in_first(self) -> int:
-        """Spans of what is left of the stage that `start_step` lies in."""
+        """Number of spans in the rest of the stage that contains `start_step`."""
         return -(-(self.stage_steps - self.start_step % self.stage_steps) // self.size)
 
     def __len__(self) -> int:
@@ -150,10 +156,11 @@ class Spans:
 
 
 class SchedulerThrottle(ExecutionCallback):
-    """Lets Ray Data's scheduler rest between its steps.
+    """Sleeps 50 ms (`THROTTLE_S`) in every step of Ray Data's scheduler.
 
-    It waits for running tasks only. While trainers still take what was loaded and nothing is left to be loaded, or no
-    room for it, it asks again at once (`process_completed_tasks` in Ray 2.60) and would keep a core busy all that time.
+    The scheduler blocks only while tasks run. While there is nothing left to load, or no room for it, and trainers
+    still consume what was loaded, it polls without a pause (`process_completed_tasks` in Ray 2.60) and would occupy a
+    whole core.
     """
 
     def on_execution_step(self, executor: Any) -> None:
@@ -161,18 +168,18 @@ class SchedulerThrottle(ExecutionCallback):
 
 
 def rows_per_worker(batch_size: int, accumulate: int, num_workers: int) -> int:
-    """The rows that each of so many workers gets of a batch: equally many, and a multiple of the micro-batches."""
+    """Rows of a batch for each worker, padding included: the same for all, and a multiple of `accumulate`."""
     return -(-batch_size // (num_workers * accumulate)) * accumulate
 
 
 def worker_positions(batch_size: int, share: int, step: int, rank: int) -> NDArray[np.int64]:
-    """The positions in the stream of all stages of a worker's rows in a global step, [share]."""
+    """The positions of a worker's rows in a global step, [share]; they count the rows of all stages."""
     offsets = rank * share + np.arange(share)
     return np.where(offsets < batch_size, step * batch_size + offsets, PADDING)
 
 
 def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.Dataset:
-    """A lazy dataset of everything from `start_step` on; block i is for worker `i % num_workers`."""
+    """A lazy dataset of all batches from `start_step` on; block i is for worker `i % num_workers`."""
     spans = stream.spans(start_step, num_workers)
     num_tasks = len(spans) * num_workers
     if not num_tasks:
@@ -184,7 +191,8 @@ def make_dataset(stream: Stream, start_step: int, num_workers: int) -> ray.data.
 
     blocks = ray.data.range(num_tasks, override_num_blocks=num_tasks)
     blocks.context.custom_execution_callback_classes = [SchedulerThrottle]
-    blocks.context.target_max_block_size = None  # or Ray Data splits large ones, and the workers' turns get confused
+    # Otherwise Ray Data splits large blocks, and the workers would receive each other's.
+    blocks.context.target_max_block_size = None
     if stream.teachers is None:
         return blocks.map_batches(load, batch_size=1)
     pool = stream.teachers

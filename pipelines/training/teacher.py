@@ -1,4 +1,4 @@
-"""Training the many-step teacher: ordinary diffusion training on crops of the pairs."""
+"""Trains the many-step teacher: ordinary diffusion training on crops of the pairs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -86,7 +86,7 @@ def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.G
 
 @dataclass(frozen=True)
 class CropLoader:
-    """Loads training crops; each epoch cuts every image anew."""
+    """Loads training crops; the crops of every epoch are drawn independently."""
 
     config: TeacherConfig
     shards: tuple[RecordShard, ...]
@@ -104,7 +104,7 @@ class CropLoader:
 
 
 def make_stream(config: TeacherConfig) -> Stream:
-    """Crops of the training split; one shard is mixed at a time, so that an image is decoded once for its crops."""
+    """Crops of the training split; one shard is mixed at a time, so that an image is decoded once for all its crops."""
     manifest = shards.read_manifest(config.pairs, "pairs")
     record_shards = tuple(
         RecordShard(name=entry.name, pairs=entry, start=0, stop=entry.rows * config.crops_per_image)
@@ -123,7 +123,7 @@ def make_stream(config: TeacherConfig) -> Stream:
 
 
 def check_inputs(config: TeacherConfig) -> None:
-    """Refuses what could not be trained or validated on, and to start from the weights of another network."""
+    """Raises a ValueError if workers, pairs or settings cannot be used, or `init` holds another network's weights."""
     check_workers(config.optim, config.compute)
     check_room(config.compute)
     ValidationImages(config.pairs, config.checkpoint).check()
@@ -137,7 +137,7 @@ def check_inputs(config: TeacherConfig) -> None:
 
 
 def train_teacher(config: TeacherConfig) -> Report:
-    """Trains the teacher, or goes on where an earlier run under the same output stopped.
+    """Trains the teacher; resumes an earlier run of the same output.
 
     Raises:
         ValueError: if the pairs or the output cannot be used, the run was started with another config, or the
@@ -162,7 +162,7 @@ def make_loop(config: TeacherConfig, run: RunHandle, settings: runs.Settings | N
 
 
 def plan_train_teacher(config: TeacherConfig) -> Report:
-    """What would be trained on, and the size of the network."""
+    """The plan of `train_teacher` (`--dry-run`)."""
     check_inputs(config)
     order = make_stream(config).stages[0].order
     parameters = sum(parameter.numel() for parameter in UNet(config.unet).parameters())

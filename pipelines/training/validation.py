@@ -1,4 +1,4 @@
-"""A look at validation images with the few-step sampler: by the first worker, between two steps of training."""
+"""Validation during training: the first worker enhances some validation images with the few-step sampler."""
 
 import math
 from collections.abc import Sequence
@@ -21,16 +21,22 @@ from reddit_core.sampler import enhance
 from reddit_core.schedule import NoiseSchedule
 
 GRID_IMAGES = 4
-# The perceptual distance, among the metrics only where a backbone is given.
+# Name of the perceptual distance, which is among the metrics only if a backbone is given.
 LPIPS = "lpips"
 SEED = 0
 
 
 @dataclass
 class ValidationImages:
-    """The first images of the validation split, cropped around their centre; loaded when first needed.
+    """Images of the validation split, cropped around their centre; loaded when first needed.
 
-    `lpips` is the URL of a backbone, or empty.
+    They are spread evenly over the split's first shard, and all come from it: images of later shards are not used. So
+    the images of a dataset stay the same when pairs are added, and reading them takes one shard.
+
+    Attributes:
+        pairs: URL of the pair dataset.
+        config: how many images (`validation_images`) and how large (`validation_crop`, 0 for whole images).
+        lpips: URL of a backbone for the perceptual distance, or empty.
     """
 
     pairs: str
@@ -42,7 +48,7 @@ class ValidationImages:
         return any(entry.split == "validation" for entry in shards.read_manifest(self.pairs, "pairs").shards)
 
     def check(self) -> None:
-        """Refuses, before anything is spent, pairs without a validation split and a backbone that cannot be used."""
+        """Raises a ValueError if the pairs have no validation split, or the backbone cannot be used."""
         if self.config.validate_every and not self.has_images:
             raise ValueError(
                 f"{self.pairs} has no validation split to validate on; add --checkpoint.validate-every 0, or ingest "
@@ -57,7 +63,7 @@ class ValidationImages:
 
     @cached_property
     def images(self) -> Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        """(low, normal) crops, spread evenly over the split's first shard."""
+        """(low, normal) crops, [H, W, 3] uint8."""
         manifest = shards.read_manifest(self.pairs, "pairs")
         table = shards.read_shard(self.pairs, split_shards(manifest, "validation")[0])
         rows = np.unique(np.linspace(0, table.num_rows - 1, self.config.validation_images).astype(int))
@@ -74,7 +80,10 @@ class ValidationImages:
     def judge(
         self, unet: UNet, schedule: NoiseSchedule, num_steps: int
     ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-        """Mean quality over the images, and a grid of low | enhanced | normal of the first ones."""
+        """Mean quality over the images, and a grid with a row of low | enhanced | normal for each of the first four.
+
+        The grid is [rows x H, 3 x W, 3] uint8, and None if the images differ in size.
+        """
         device = next(unet.parameters()).device
         results, rows = [], []
         for low, normal in self.images:
@@ -94,6 +103,6 @@ class ValidationImages:
 
 
 def mean_metric(name: str, values: Sequence[float]) -> float:
-    """The mean; sharpness only of images that have one, and NaN where none has."""
+    """The mean over images. Sharpness is NaN for flat images, which are left out; it is NaN if all are flat."""
     known = [value for value in values if not (name in SHARPNESS and math.isnan(value))]
     return float(np.mean(known)) if known else math.nan
