@@ -6,8 +6,8 @@ from typing import Any
 from pipelines import reporting, shards, storage
 from pipelines.config.use import ConvertConfig
 from pipelines.reporting import Report
-from pipelines.weights import load_hashed_unet, load_unet, save_unet
-from reddit_core.weights import UNetFile, is_pth
+from pipelines.weights import load_hashed_network, load_network, save_network
+from reddit_core.weights import NetworkFile, is_pth
 
 WEIGHTS = "weights.safetensors"
 # The first bytes, by which a .pth is told from safetensors.
@@ -23,7 +23,7 @@ def convert(config: ConvertConfig) -> Report:
     file, done = read(config)
     if not done:
         storage.check_writable(config.output)
-        save_unet(storage.join(config.output, WEIGHTS), file)
+        save_network(storage.join(config.output, WEIGHTS), file)
     report = describe(config, file, f"{'Already converted' if done else 'Converted'}: {config.output}")
     reporting.save(report)
     return report
@@ -35,13 +35,13 @@ def plan_convert(config: ConvertConfig) -> Report:
     return describe(config, file, f"Plan of convert: {'already done' if done else config.output}")
 
 
-def read(config: ConvertConfig) -> tuple[UNetFile, bool]:
+def read(config: ConvertConfig) -> tuple[NetworkFile, bool]:
     """The network with the facts that are recorded of it, and whether it has been written before.
 
     Raises:
         ValueError: as `convert`.
     """
-    file, sha256 = load_hashed_unet(config.weights, config.norm_groups)
+    file, sha256 = load_hashed_network(config.weights, config.norm_groups)
     if not is_pth(storage.read_range(config.weights, 0, HEAD_BYTES)):
         raise ValueError(
             f"weights is {config.weights}, which every job reads as it is; give the URL of a released .pth"
@@ -51,18 +51,18 @@ def read(config: ConvertConfig) -> tuple[UNetFile, bool]:
     url = storage.join(config.output, WEIGHTS)
     done = storage.exists(url)
     if done:
-        there = load_unet(url)
-        made = {**there.facts, "norm_groups": there.unet.config.norm_groups}
+        there = load_network(url)
+        made = {**there.facts, **there.network.config.key_entries()}
         shards.require_match(made, {**facts, "norm_groups": config.norm_groups}, url)
     return replace(file, facts=facts), done
 
 
-def describe(config: ConvertConfig, file: UNetFile, title: str) -> Report:
+def describe(config: ConvertConfig, file: NetworkFile, title: str) -> Report:
     """The network's shape and schedule."""
     facts = {
         "weights": storage.join(config.output, WEIGHTS),
-        "parameters": sum(parameter.numel() for parameter in file.unet.parameters()),
-        "network": asdict(file.unet.config),
+        "parameters": sum(parameter.numel() for parameter in file.network.parameters()),
+        "network": asdict(file.network.config),
         "schedule": asdict(file.schedule),
         **file.facts,
     }

@@ -10,23 +10,23 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipelines import storage
-from pipelines.config.parts import Precision
 from reddit_core.lpips import Lpips
-from reddit_core.networks.sr3_unet import use_channels_last
-from reddit_core.weights import UNetFile, decode_unet, encode_unet, is_pth
+from reddit_core.precision import Precision, lay_out_for_inference
+from reddit_core.student import Student
+from reddit_core.weights import NetworkFile, decode_network, encode_network, is_pth
 
 
-def load_unet(url: str) -> UNetFile:
+def load_network(url: str) -> NetworkFile:
     """Reads weights of this project, or a released `.pth` whose GroupNorm layers have 32 groups.
 
     Raises:
-        ValueError: naming the URL, if there is nothing there or it holds no U-Net that is understood.
+        ValueError: naming the URL, if there is nothing there or it holds no network that can be read.
     """
-    return load_hashed_unet(url)[0]
+    return load_hashed_network(url)[0]
 
 
-def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
-    """As `load_unet`, with the SHA-256 of the bytes that were read.
+def load_hashed_network(url: str, norm_groups: int = 32) -> tuple[NetworkFile, str]:
+    """As `load_network`, with the SHA-256 of the bytes that were read.
 
     `norm_groups` applies to a released `.pth` only, which does not record the number of groups (`jobs/convert.py`).
     """
@@ -35,7 +35,7 @@ def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"there are no weights at {url}; give the URL of a .safetensors or released .pth") from None
     try:
-        return decode_unet(data, norm_groups), hashlib.sha256(data).hexdigest()
+        return decode_network(data, norm_groups), hashlib.sha256(data).hexdigest()
     except (ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         if "norm_groups" in reason and is_pth(data):
@@ -43,16 +43,33 @@ def load_hashed_unet(url: str, norm_groups: int = 32) -> tuple[UNetFile, str]:
         raise ValueError(f"the weights at {url} cannot be used: {reason}") from None
 
 
-def load_for_inference(url: str, device: torch.device | str, precision: Precision) -> UNetFile:
-    """As `load_unet`, on a device, and laid out there for forwards that are not trained through."""
-    file = load_unet(url)
-    use_channels_last(file.unet.to(device), bf16=precision == "bf16")
+def load_for_inference(url: str, device: torch.device | str, precision: Precision) -> NetworkFile:
+    """As `load_network`, on a device, and laid out there for inference."""
+    file = load_network(url)
+    lay_out_for_inference(file.network.to(device), precision)
     return file
 
 
-def save_unet(url: str, file: UNetFile, dtype: torch.dtype = torch.float32) -> None:
+def load_student(
+    url: str, device: torch.device | str = "cpu", precision: Precision = "fp32", *, steps: int = 0
+) -> Student:
+    """A student ready to use: `load_student("student-2.safetensors").enhance(pixels)`.
+
+    Args:
+        url: of weights of this project, or a released `.pth`.
+        device: where the network runs.
+        precision: `fp32`, or `bf16` for autocast.
+        steps: sampling steps; 0 takes the number that the weights were distilled for.
+
+    Raises:
+        ValueError: naming the URL, if there are no weights that can be used.
+    """
+    return Student(load_network(url), device=device, precision=precision, steps=steps)
+
+
+def save_network(url: str, file: NetworkFile, dtype: torch.dtype = torch.float32) -> None:
     """Writes safetensors of this project, atomically; the same bytes for the same weights."""
-    storage.write_bytes(url, encode_unet(file, dtype))
+    storage.write_bytes(url, encode_network(file, dtype))
 
 
 def read_tensors(url: str) -> dict[str, Tensor]:

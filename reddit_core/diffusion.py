@@ -8,19 +8,19 @@ from typing import NamedTuple
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from reddit_core.networks.sr3_unet import Prediction, UNet
+from reddit_core.networks import Network, Prediction
 from reddit_core.schedule import sigma_of
 
 
 class Estimate(NamedTuple):
-    """What a network says of a noisy image: its clean image and its noise, [B, 3, H, W], float64."""
+    """A network's estimate of a noisy image's clean image and noise, [B, 3, H, W], float64."""
 
     x_0: Float64[Tensor, "b 3 h w"]
     eps: Float64[Tensor, "b 3 h w"]
 
 
 def per_image(level: Float[Tensor, " b"]) -> Float64[Tensor, "b 1 1 1"]:
-    """Shapes a level so that it multiplies images, in float64."""
+    """A level of each image, shaped so that it multiplies images; float64."""
     return level.double()[:, None, None, None]
 
 
@@ -62,24 +62,27 @@ def interpret(
     sqrt_alpha_bar: Float[Tensor, " b"],
     prediction: Prediction,
 ) -> Estimate:
-    """The `x_0` and `eps` that follow from a network's output of either kind.
+    """The `x_0` and `eps` that follow from a network's output.
 
-    From `v`: `x_0 = a z - sigma v` and `eps = sigma z + a v` (Salimans and Ho 2022, section 4).
+    From `v`: `x_0 = a z - sigma v` and `eps = sigma z + a v` (Salimans and Ho 2022, section 4). From `x`, the
+    level must not be exactly clean.
     """
     if prediction == "eps":
         return Estimate(x_0_from_eps(z, output, sqrt_alpha_bar), output.double())
+    if prediction == "x":
+        return Estimate(output.double(), eps_from_x_0(z, output, sqrt_alpha_bar))
     a = per_image(sqrt_alpha_bar)
     sigma, v, z = sigma_of(a), output.double(), z.double()
     return Estimate(a * z - sigma * v, sigma * z + a * v)
 
 
 def predict(
-    unet: UNet, low: Float[Tensor, "b 3 h w"], z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"]
+    network: Network, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
 ) -> Estimate:
-    """Runs the network in its own dtype on a noisy image and interprets what it says."""
-    dtype = next(unet.parameters()).dtype
-    output = unet(z.to(dtype), low.to(dtype), sqrt_alpha_bar.to(dtype))
-    return interpret(output, z, sqrt_alpha_bar, unet.config.prediction)
+    """Runs the network in its own dtype on a noisy image, and interprets its output in float64."""
+    dtype = next(network.parameters()).dtype
+    output = network(z.to(dtype), sqrt_alpha_bar.to(dtype), low=low.to(dtype))
+    return interpret(output, z, sqrt_alpha_bar, network.config.prediction)
 
 
 def ddim_step(

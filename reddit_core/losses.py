@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reddit_core.diffusion import Estimate, v_from
-from reddit_core.networks.sr3_unet import Prediction
+from reddit_core.networks import Prediction
+from reddit_core.schedule import sigma_of
 from reddit_core.trajectory import Targets
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
@@ -84,6 +85,11 @@ def teacher_loss(
     sqrt_alpha_bar: Float[Tensor, " b"],
     prediction: Prediction,
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of a teacher's own output, `eps` or `v`, per sample (Ho et al. 2020, eq. 14)."""
+    """Mean squared error of a teacher's own output per sample (Ho et al. 2020, eq. 14).
+
+    For `x` it is divided by `max(sigma, 0.5)^2`: the loss of `v` with its weight limited where there is little noise.
+    """
+    if prediction == "x":
+        return mse_per_sample(output.float(), x_0.float()) / sigma_of(sqrt_alpha_bar).clamp(min=0.5).square().float()
     target = eps if prediction == "eps" else v_from(x_0, eps, sqrt_alpha_bar)
     return mse_per_sample(output.float(), target.float())

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from reddit_core.pixels import signed_from_unit, unit_from_signed
+
 ReflectanceRange = Literal["unit", "released"]
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
@@ -66,6 +68,6 @@ def reflectance(low: Float[Tensor, "b 3 h w"], config: ReflectanceConfig) -> Flo
     if config.range == "released":
         quotient = low / (illumination(low) + RELEASED_OFFSET)
         return quotient - noise_map(quotient)
-    low_unit = (low + 1) / 2
+    low_unit = unit_from_signed(low)
     unit = (low_unit - noise_map(low_unit)) / illumination(low_unit).clamp(min=config.floor)
-    return unit.clamp(0, 1) * 2 - 1
+    return signed_from_unit(unit.clamp(0, 1))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reddit_core.diffusion import ddim_step, eps_from_x_0, predict, x_0_from_eps
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
 from reddit_core.schedule import NoiseSchedule
 
 DdimMode = Literal["exact", "released"]
@@ -20,30 +20,32 @@ def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, "b 3 h w"]:
 
 
 def sample_step(
-    unet: UNet,
-    low: Float[Tensor, "b 3 h w"],
+    network: Network,
     z: Float[Tensor, "b 3 h w"],
     schedule: NoiseSchedule,
     t: int,
     s: int,
     mode: DdimMode = "exact",
+    *,
+    low: Float[Tensor, "b 3 h w"],
 ) -> Float64[Tensor, "b 3 h w"]:
     """One step of `ddim_sample` from table index `t` to the cleaner `s`."""
     released = mode == "released"
     level = schedule.sqrt_alpha_bar[t].to(low.device).expand(len(low))
     a_t, a_s = (schedule.sqrt_alpha_bar[k + released].to(low.device).expand(len(low)) for k in (t, s))
-    estimate = predict(unet, low, z, level)
+    estimate = predict(network, z, level, low=low)
     x_0 = (x_0_from_eps(z, estimate.eps, a_t) if released else estimate.x_0).clamp(-1, 1)
     return ddim_step(x_0, eps_from_x_0(z, x_0, a_t), a_s)
 
 
 def ddim_sample(
-    unet: UNet,
-    low: Float[Tensor, "b 3 h w"],
+    network: Network,
     noise: Float[Tensor, "b 3 h w"],
     schedule: NoiseSchedule,
     num_steps: int,
     mode: DdimMode = "exact",
+    *,
+    low: Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, "b 3 h w"]:
     """Deterministic DDIM from `noise` to an image in [-1, 1] (Song et al. 2021, eq. 12 with eta = 0).
 
@@ -54,7 +56,7 @@ def ddim_sample(
     grid = schedule.grid(num_steps)
     z = noise.double()
     for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
-        z = sample_step(unet, low, z, schedule, t, s, mode)
+        z = sample_step(network, z, schedule, t, s, mode, low=low)
     return z.clamp(-1, 1).to(low.dtype)
 
 
@@ -68,7 +70,7 @@ def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Ten
 
 @torch.no_grad()
 def enhance(
-    unet: UNet,
+    network: Network,
     low: Float[Tensor, "b 3 h w"],
     schedule: NoiseSchedule,
     num_steps: int,
@@ -81,6 +83,6 @@ def enhance(
         ValueError: if `num_steps` does not divide the schedule.
     """
     height, width = low.shape[-2:]
-    padded = pad_to_multiple(low, unet.config.size_multiple)
+    padded = pad_to_multiple(low, network.config.size_multiple)
     noise = seeded_noise((1, *padded.shape[1:]), seed).to(low).expand_as(padded)
-    return ddim_sample(unet, padded, noise, schedule, num_steps, mode)[..., :height, :width]
+    return ddim_sample(network, noise, schedule, num_steps, mode, low=padded)[..., :height, :width]

@@ -1,15 +1,15 @@
-"""A U-Net that sees an image piece by piece, yet normalizes each piece as it would the whole image.
+"""A network that sees an image piece by piece, yet normalizes each piece as it would the whole image.
 
 GroupNorm and self-attention look at all positions at once. On a tile alone they see another mean and
 variance than on the image, and the result differs by as much as 16 of 255 levels, tile by tile. Here all
 tiles share one set of statistics, which is found in two kinds of passes:
 
-- `sample`: patches from all over the image run side by side as one batch, and every norm takes its
-  statistics over the whole batch. The patches are few and have borders, so this is biased.
-- `survey`: tiles run with the statistics of the last sample, and every norm notes what it would have seen
-  of them. What it sees beyond what it saw of the sample is a correction of the next sample.
+- `sample`: patches from all over the image run as one batch, and every norm takes its statistics over the whole
+  batch. The patches are few and have borders, so these statistics are biased.
+- `survey`: tiles run with the statistics of the last sample, and every norm measures the statistics that it would
+  have used itself. Their difference from the sample's corrects the next sample.
 
-So the sample stands for how each norm reacts to the ones before it, and the survey for the image: a
+The sample thus models how each norm depends on the norms before it, and the survey measures the image: a
 fixed-point iteration on `T = G(T)`, in which `G` is the surveyed and `g` the sampled statistics:
 `T'_l = g_l(T'_{<l}) + G_l(T) - g_l(T)` (for variances, a ratio instead of a difference). At the fixed point
 the sample's bias has cancelled.
@@ -17,6 +17,8 @@ the sample's bias has cancelled.
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,9 +27,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reddit_core.networks.sr3_unet import SelfAttention, UNet
+from reddit_core.networks import LocalLayer, Network
+from reddit_core.networks.layers import SelfAttention
 
 Phase = Literal["sample", "survey", "apply"]
+# Layers that do not look at the whole image; a network's own come from LocalLayer, or have such children.
+LOCAL_LAYERS = (
+    LocalLayer,
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.Linear,
+    nn.Identity,
+    nn.Dropout,
+    nn.ReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.Upsample,
+)
 # Positions that a tile attends to, spread evenly over the sample; bounds what attention costs.
 MAX_KEYS = 16_384
 
@@ -43,15 +66,15 @@ class Core(NamedTuple):
 
 @dataclass
 class State:
-    """What all layers of one network have in common: the phase, and what the survey counts of the present piece."""
+    """Shared by all layers of one network: the phase, and what the survey counts of the present piece."""
 
-    phase: Phase = "sample"
+    phase: Phase | None = None
     num_tiles: int = 0
     height: int = 0
     core: Core | None = None
 
     def counted(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """The core of the tile that features of any level belong to."""
+        """The core of the tile that features of any resolution belong to."""
         assert self.core is not None, "a survey counts a core"
         scale = self.height // features.shape[-2]
         top, bottom, left, right = (side // scale for side in self.core)
@@ -81,6 +104,7 @@ class SharedNorm(nn.Module):
         self.surveyed: list[tuple[int, Statistics]] = []
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        assert self.state.phase, "a shared network runs within a pass"
         if self.state.phase == "sample":
             self.sampled = self.measure(features)
             self.use(Statistics(self.sampled.mean + self.shift, self.sampled.variance * self.ratio))
@@ -172,55 +196,92 @@ def choose(positions: Float[Tensor, "n c"], most: int) -> Float[Tensor, "m c"]:
 
 
 class SharedNetwork:
-    """A copy of a U-Net with shared statistics, and the passes that find them.
+    """A copy of a network with shared statistics, and the passes that find them.
 
-    Attributes:
-        unet: to be called like any U-Net, after `sampling()` or `surveying(...)` or `applying()`.
+    A pass is a context in which `network` may be called as the original; outside of one it refuses to run.
+
+    Raises:
+        ValueError: if a layer of the network may look at the whole image, and tiles cannot share its statistics.
     """
 
-    def __init__(self, unet: UNet) -> None:
-        self.unet, self.state = copy.deepcopy(unet), State()
-        _replace(self.unet, self.state)
-        self.norms = [module for module in self.unet.modules() if isinstance(module, SharedNorm)]
-        attentions = [module for module in self.unet.modules() if isinstance(module, SharedAttention)]
-        self.layers: list[SharedNorm | SharedAttention] = [*self.norms, *attentions]
+    def __init__(self, network: Network) -> None:
+        self.network, self.state = copy.deepcopy(network), State()
+        self.layers = _replace_global_layers(self.network, self.state)
+        self.norms = [module for module in self.network.modules() if isinstance(module, SharedNorm)]
 
     def forget(self) -> None:
-        """Starts anew, as every sampling step must: its features have other statistics."""
+        """Discards all statistics, as every sampling step must: its features have others."""
         for layer in self.layers:
             layer.forget()
 
-    def sampling(self) -> UNet:
-        """For one call with a batch of patches."""
-        self.state.phase = "sample"
-        return self.unet
+    @contextmanager
+    def _pass(self, phase: Phase) -> Iterator[Network]:
+        self.state.phase = phase
+        try:
+            yield self.network
+        finally:
+            self.state.phase = None
 
-    def surveying(self, num_tiles: int, height: int, core: Core) -> UNet:
-        """For one call with one of `num_tiles` tiles, which has this height and of which `core` is counted."""
-        self.state.phase, self.state.num_tiles, self.state.height, self.state.core = "survey", num_tiles, height, core
-        return self.unet
+    def sample(self) -> AbstractContextManager[Network]:
+        """For one call with a batch of patches, whose statistics all layers take over."""
+        return self._pass("sample")
 
-    def applying(self) -> UNet:
+    @contextmanager
+    def survey(self, num_tiles: int, height: int, core: Core) -> Iterator[Network]:
+        """For one call with one of `num_tiles` tiles; it has this height, and its `core` is counted."""
+        self.state.num_tiles, self.state.height, self.state.core = num_tiles, height, core
+        with self._pass("survey") as network:
+            yield network
+
+    def apply(self) -> AbstractContextManager[Network]:
         """For calls with tiles whose output is used."""
-        self.state.phase = "apply"
-        return self.unet
+        return self._pass("apply")
 
     def learn(self) -> None:
-        """To be called after a survey; the next sample is corrected by it."""
+        """Ends a survey: the next sample is corrected by what it has counted."""
         for layer in self.layers:
             layer.learn()
 
     @property
     def change(self) -> float:
         """How much the last sample changed any group's mean (in standard deviations) or variance (its logarithm)."""
-        return max(norm.change for norm in self.norms)
+        return max((norm.change for norm in self.norms), default=0.0)
 
 
-def _replace(module: nn.Module, state: State) -> None:
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.GroupNorm):
-            setattr(module, name, SharedNorm(child, state))
-        elif isinstance(child, SelfAttention):
-            setattr(module, name, SharedAttention(child, state))
+def _replace_global_layers(network: Network, state: State) -> list[SharedNorm | SharedAttention]:
+    """Puts shared layers in the place of a network's global ones; norms come first, also those of attention."""
+    replaced: list[str] = []
+    for name, layer in network.global_layers().items():
+        if _is_within(name, replaced):
+            continue
+        shared: nn.Module
+        if isinstance(layer, nn.GroupNorm):
+            shared = SharedNorm(layer, state)
+        elif isinstance(layer, SelfAttention):
+            shared = SharedAttention(layer, state)
         else:
-            _replace(child, state)
+            raise ValueError(
+                f"layer {name} ({type(layer).__name__}) looks at the whole image, but tiles cannot share its "
+                "statistics yet; add it to shared_statistics.py, or enhance in one piece with a larger --tile"
+            )
+        parent, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, shared)
+        replaced.append(name)
+    for name, layer in network.named_modules():
+        if not (_is_within(name, replaced) or _is_local(layer)):
+            raise ValueError(
+                f"layer {name} ({type(layer).__name__}) may look at the whole image, but the network does not name it "
+                "among its global layers; add it there, or to LOCAL_LAYERS of shared_statistics.py if it does not"
+            )
+    norms = [module for module in network.modules() if isinstance(module, SharedNorm)]
+    return [*norms, *(module for module in network.modules() if isinstance(module, SharedAttention))]
+
+
+def _is_within(name: str, others: Sequence[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in others)
+
+
+def _is_local(layer: nn.Module) -> bool:
+    """Whether a layer is known to look at near positions only; of a project's own layer its children decide."""
+    own = not type(layer).__module__.startswith("torch.")
+    return isinstance(layer, LOCAL_LAYERS) or (own and next(layer.children(), None) is not None)

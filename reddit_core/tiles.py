@@ -9,16 +9,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from reddit_core import sampler
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
+from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels
 from reddit_core.sampler import DdimMode, sample_step, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
@@ -30,8 +29,6 @@ SETTLED = 0.04
 MAX_SURVEYS = 4
 # Tiles that a survey looks at, spread evenly; more would cost time and hardly move the statistics.
 MAX_SURVEYED = 16
-
-Pixels = NDArray[np.unsignedinteger[Any]]
 
 
 class Span(NamedTuple):
@@ -126,9 +123,20 @@ def sample_boxes(height: int, width: int, num_pixels: int, multiple: int) -> lis
 
 @dataclass
 class TiledSampler:
-    """DDIM on one large photograph, tile by tile."""
+    """DDIM on one large photograph, tile by tile.
 
-    unet: UNet
+    Memory holds the photograph, its result, two float32 images, and what the network needs for one tile.
+
+    Attributes:
+        shared: the copy of the network with shared statistics, on the device that does the work.
+        pixels: [H, W, 3] RGB, uint8 or uint16.
+        schedule: of the weights.
+        mode: the sampler.
+        tile: side of the tiles in pixels.
+        overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
+    """
+
+    shared: SharedNetwork
     pixels: Pixels
     schedule: NoiseSchedule
     mode: DdimMode
@@ -136,115 +144,71 @@ class TiledSampler:
     overlap: int
 
     def __post_init__(self) -> None:
-        multiple = self.unet.config.size_multiple
-        self.device = next(self.unet.parameters()).device
+        multiple = self.shared.network.config.size_multiple
+        self.device = next(self.shared.network.parameters()).device
         self.height, self.width = self.pixels.shape[:2]
         self.padded = _pad(self.pixels, multiple)
         height, width = self.padded.shape[:2]
         self.tiles = plan_tiles(height, width, self.tile, self.overlap, multiple)
         self.patches = sample_boxes(height, width, self.tile**2, multiple)
-        self.network = SharedNetwork(self.unet)
 
     def low(self, boxes: list[tuple[slice, slice]]) -> Float[Tensor, "b 3 h w"]:
-        return torch.cat([to_signed(self.padded[box], self.device) for box in boxes])
+        return torch.cat([signed_from_pixels(self.padded[box], self.device) for box in boxes])
 
     def run(self, num_steps: int, seed: int) -> Pixels:
-        """All steps; what is returned is like the pixels that came in."""
+        """All steps; returns pixels of the size and type of the input.
+
+        Raises:
+            ValueError: if `num_steps` does not divide the schedule, or the result is not finite.
+        """
         grid = self.schedule.grid(num_steps)
         z = seeded_noise((1, 3, *self.padded.shape[:2]), seed).to(self.device)
         for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
             z = self.step(z, t, s)
         result = np.empty_like(self.padded)
         for tile in self.tiles:
-            result[tile.box] = to_pixels(z[..., *tile.box], self.padded.dtype)
+            result[tile.box] = pixels_from_signed(z[..., *tile.box], self.padded.dtype)[0]
         return result[: self.height, : self.width]
 
     def step(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> Float[Tensor, "1 3 h w"]:
         """One step of the whole image."""
         self.settle(z, t, s)
-        unet, blended = self.network.applying(), torch.zeros_like(z)
-        for tile in self.tiles:
-            stepped = sample_step(unet, self.low([tile.box]), z[..., *tile.box], self.schedule, t, s, self.mode)
-            blended[..., *tile.box] += (stepped * tile.weight.to(self.device)).float()
+        blended = torch.zeros_like(z)
+        with self.shared.apply() as network:
+            for tile in self.tiles:
+                stepped = self.step_tile(network, tile, z, t, s)
+                blended[..., *tile.box] += (stepped * tile.weight.to(self.device)).float()
         return blended
 
     def settle(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> None:
         """Finds the statistics of the whole image at this step."""
-        self.network.forget()
-        low, noisy = self.low(self.patches), torch.cat([z[..., *box] for box in self.patches])
+        self.shared.forget()
         chosen = [self.tiles[int(i)] for i in spread(len(self.tiles), MAX_SURVEYED)]
-        sample_step(self.network.sampling(), low, noisy, self.schedule, t, s, self.mode)
+        self.sample_patches(z, t, s)
         for _ in range(MAX_SURVEYS):
             for tile in chosen:
-                unet = self.network.surveying(len(chosen), tile.rows.stop - tile.rows.start, tile.core)
-                sample_step(unet, self.low([tile.box]), z[..., *tile.box], self.schedule, t, s, self.mode)
-            self.network.learn()
-            sample_step(self.network.sampling(), low, noisy, self.schedule, t, s, self.mode)
-            if self.network.change < SETTLED:
+                with self.shared.survey(len(chosen), tile.rows.stop - tile.rows.start, tile.core) as network:
+                    self.step_tile(network, tile, z, t, s)
+            self.shared.learn()
+            self.sample_patches(z, t, s)
+            if self.shared.change < SETTLED:
                 return
+
+    def sample_patches(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> None:
+        noisy = torch.cat([z[..., *box] for box in self.patches])
+        with self.shared.sample() as network:
+            sample_step(network, noisy, self.schedule, t, s, self.mode, low=self.low(self.patches))
+
+    def step_tile(
+        self, network: Network, tile: Tile, z: Float[Tensor, "1 3 h w"], t: int, s: int
+    ) -> Float64[Tensor, "1 3 h2 w2"]:
+        return sample_step(network, z[..., *tile.box], self.schedule, t, s, self.mode, low=self.low([tile.box]))
 
 
 def spread(count: int, most: int) -> Iterator[int]:
     """Evenly spread numbers below `count`, at most `most` of them."""
     chosen = min(count, most)
     return ((2 * i + 1) * count // (2 * chosen) for i in range(chosen))
-
-
-@torch.no_grad()
-def enhance_pixels(
-    unet: UNet,
-    pixels: Pixels,
-    schedule: NoiseSchedule,
-    num_steps: int,
-    seed: int,
-    tile: int = 1024,
-    overlap: int = 64,
-    mode: DdimMode = "exact",
-) -> Pixels:
-    """Enhances a photograph of any size; one of up to `tile` x `tile` pixels in one piece.
-
-    Beside the photograph and its result, memory holds two float32 images and what the network needs for one
-    tile.
-
-    Args:
-        unet: on the device that does the work.
-        pixels: [H, W, 3] RGB, uint8 or uint16.
-        schedule: of the weights.
-        num_steps: DDIM steps; must divide the schedule.
-        seed: of the noise; the same seed gives the same bytes on the same machine.
-        tile: side of the tiles in pixels.
-        overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
-        mode: the sampler.
-
-    Returns:
-        [H, W, 3] of the same type.
-
-    Raises:
-        ValueError: if `num_steps` does not divide the schedule, the overlap is too wide, or the result is not finite.
-    """
-    if not 0 <= overlap <= tile // 4:
-        raise ValueError(f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual")
-    if pixels.shape[0] * pixels.shape[1] > tile * tile:
-        return TiledSampler(unet, pixels, schedule, mode, tile, overlap).run(num_steps, seed)
-    low = to_signed(pixels, next(unet.parameters()).device)
-    return to_pixels(sampler.enhance(unet, low, schedule, num_steps, seed, mode), pixels.dtype)
-
-
-def to_signed(pixels: Pixels, device: torch.device) -> Float[Tensor, "1 3 h w"]:
-    """[H, W, 3] unsigned integers of full range as [-1, 1]."""
-    half_range = np.iinfo(pixels.dtype).max / 2
-    # Through int32 and a copy: torch cannot subtract from uint16, and must never write to what it is given.
-    image = torch.tensor(pixels.astype(np.int32), device=device).permute(2, 0, 1)[None]
-    return image.float() / half_range - 1
-
-
-def to_pixels(image: Float[Tensor, "1 3 h w"], dtype: np.dtype[np.unsignedinteger[Any]]) -> Pixels:
-    """[-1, 1] as rounded unsigned integers of full range; values that are not finite are refused."""
-    if not image.isfinite().all():
-        raise ValueError("the network's result holds values that are not finite; use fp32, or other weights")
-    half_range = np.iinfo(dtype).max / 2
-    scaled = ((image[0].double().clamp(-1, 1) + 1) * half_range).round().to(torch.int32)
-    return scaled.permute(1, 2, 0).cpu().numpy().astype(dtype)
 
 
 def _pad(pixels: Pixels, multiple: int) -> Pixels:

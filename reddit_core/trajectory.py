@@ -4,8 +4,7 @@ A segment is three neighbouring nodes t > u > s of the teacher's N-step grid wit
 on N/2 steps, goes from t to s at once (docs/method.md, section 3; Salimans and Ho 2022, algorithm 2).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -22,8 +21,15 @@ from reddit_core.diffusion import (
 )
 from reddit_core.schedule import LevelDraw, NoiseSchedule
 
-Denoiser = Callable[[Tensor, Tensor, Tensor], Estimate]
-"""Maps (low, z, sqrt_alpha_bar) to the network's estimate of `x_0` and `eps`."""
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network with its output interpreted, as `diffusion.predict` does it."""
+
+    def __call__(
+        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+    ) -> Estimate:
+        """Estimates `x_0` and `eps` of the noisy image `z`."""
 
 
 class Levels(NamedTuple):
@@ -46,7 +52,7 @@ class Segment(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the student regresses on: the pair of `x` and `eps` that one step to `z_s'` needs."""
+    """The student's regression targets: the pair of `x` and `eps` that one step to `z_s'` needs."""
 
     x: Float64[Tensor, "b 3 h w"]
     eps: Float64[Tensor, "b 3 h w"]
@@ -85,16 +91,17 @@ def draw_segment_levels(
 
 def teacher_segment(
     denoise: Denoiser,
-    low: Float[Tensor, "b 3 h w"],
     x_0: Float[Tensor, "b 3 h w"],
     eps: Float[Tensor, "b 3 h w"],
     levels: Levels,
+    *,
+    low: Float[Tensor, "b 3 h w"],
 ) -> Segment:
     """Two DDIM steps of the teacher from the forward process at t (paper eq. 8)."""
     z_t = add_noise(x_0, eps, levels.a_t)
-    x_t, eps_t = denoise(low, z_t, levels.a_t)
+    x_t, eps_t = denoise(z_t, levels.a_t, low=low)
     z_u = ddim_step(x_t, eps_t, levels.a_u)
-    x_u, eps_u = denoise(low, z_u, levels.a_u)
+    x_u, eps_u = denoise(z_u, levels.a_u, low=low)
     z_s = ddim_step(x_u, eps_u, levels.a_s)
     return Segment(z_t, x_t, z_u, eps_u, x_u, z_s)
 
@@ -106,12 +113,15 @@ def refine(
     a_s: Float[Tensor, " b"],
     weight: float,
 ) -> Float64[Tensor, "b 3 h w"]:
-    """`z_s' = z_s + w a_s (r - x_u)`: the end of the segment pulled to the reflectance (paper eq. 10)."""
+    """`z_s' = z_s + w a_s (r - x_u)`: the end of the segment pulled to the reflectance (paper eq. 10).
+
+    This is the reference form; training uses the equivalent `refined_targets`.
+    """
     return z_s.double() + weight * per_image(a_s) * (reflectance.double() - x_u.double())
 
 
 def unrefined_x_target(segment: Segment, levels: Levels) -> Float64[Tensor, "b 3 h w"]:
-    """`x_target(0)`: the target before any refinement, which is what a cache stores."""
+    """`x_target(0)`: the target before any refinement; a cache stores this one."""
     return solve_x_target(segment.z_t, segment.z_s, levels.a_t, levels.a_s)
 
 

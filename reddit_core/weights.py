@@ -1,4 +1,4 @@
-"""U-Net weights as bytes: our safetensors with the network's config inside, and released `.pth` state dicts."""
+"""Weights as bytes: our safetensors, which describe their network, and released `.pth` state dicts."""
 
 import io
 import json
@@ -13,10 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from reddit_core.networks import Network, build, kind_of, read_config
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
 
-FORMAT = "reddit-unet-1"
+FORMAT = "reddit-network-1"
+# The format of files written before there was more than one kind of network.
+UNET_FORMAT, UNET_KIND = "reddit-unet-1", "sr3-unet"
 RELEASED_PREFIX = "denoise_fn."
 HEADER_ALIGNMENT = 8
 # In the released state dicts, but without effect on the output: a second embedding of the level in each
@@ -25,23 +28,29 @@ RELEASED_UNUSED = re.compile(r"(^var_conv\.|\.res_block\.mlp\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetFile:
-    """A network with what is needed to use it: its schedule and free-form facts about its making."""
+class NetworkFile:
+    """A network with what is needed to use it: its schedule, and free-form facts about its making."""
 
-    unet: UNet
+    network: Network
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def num_steps(self) -> int:
+        """Sampling steps that the weights were distilled for; 0 if they do not say."""
+        return int(self.facts.get("num_steps", 0))
 
-def encode_unet(file: UNetFile, dtype: torch.dtype = torch.float32) -> bytes:
-    """Safetensors bytes, the same for the same weights; config, schedule and facts in the metadata."""
+
+def encode_network(file: NetworkFile, dtype: torch.dtype = torch.float32) -> bytes:
+    """Safetensors bytes, the same for the same weights; kind, config, schedule and facts in the metadata."""
+    config = file.network.config
     metadata = {
         "format": FORMAT,
-        "unet": json.dumps(asdict(file.unet.config), sort_keys=True),
+        "network": json.dumps({"kind": kind_of(config), "config": asdict(config)}, sort_keys=True),
         "schedule": json.dumps(asdict(file.schedule), sort_keys=True),
         "facts": json.dumps(dict(file.facts), sort_keys=True),
     }
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in file.unet.state_dict().items()}
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in file.network.state_dict().items()}
     return _with_sorted_header(save(tensors, metadata))
 
 
@@ -53,7 +62,7 @@ def _with_sorted_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
+def decode_network(data: bytes, norm_groups: int = 32) -> NetworkFile:
     """Reads either format; `norm_groups` is used only where the file does not say (released `.pth`).
 
     Raises:
@@ -68,22 +77,29 @@ def decode_unet(data: bytes, norm_groups: int = 32) -> UNetFile:
             f"not a weights file ({error}); give a .safetensors of this project or a released .pth"
         ) from None
     metadata = read_metadata(data)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"this safetensors file says format {metadata.get('format')!r}, but a U-Net of this project says "
-            f"{FORMAT!r}; give a file that train_teacher or distill wrote, or a released .pth"
-        )
-    config = json.loads(metadata["unet"])
-    for name in ("channel_mults", "attention_levels"):
-        config[name] = tuple(config[name])
-    unet = UNet(UNetConfig(**config))
-    missing, unexpected = _load(unet, {name: value.float() for name, value in tensors.items()})
+    network = _describe_network(metadata)
+    missing, unexpected = _load(network, {name: value.float() for name, value in tensors.items()})
     if missing or unexpected:
         raise ValueError(
             _misfit(missing, unexpected, "the file was altered; write it again with train_teacher or distill")
         )
     schedule = NoiseSchedule(**json.loads(metadata["schedule"]))
-    return UNetFile(unet=unet.eval(), schedule=schedule, facts=json.loads(metadata["facts"]))
+    return NetworkFile(network=network.eval(), schedule=schedule, facts=json.loads(metadata["facts"]))
+
+
+def _describe_network(metadata: Mapping[str, str]) -> Network:
+    """The network that a file's metadata describe, with its initial weights."""
+    if metadata.get("format") == UNET_FORMAT:
+        kind, values = UNET_KIND, json.loads(metadata["unet"])
+    elif metadata.get("format") == FORMAT:
+        description = json.loads(metadata["network"])
+        kind, values = description["kind"], description["config"]
+    else:
+        raise ValueError(
+            f"this safetensors file says format {metadata.get('format')!r}, but a network of this project says "
+            f"{FORMAT!r} or {UNET_FORMAT!r}; give a file that train_teacher or distill wrote, or a released .pth"
+        )
+    return build(read_config(kind, values))
 
 
 def is_pth(data: bytes) -> bool:
@@ -113,10 +129,10 @@ def _unpickle(data: bytes) -> Mapping[str, Any]:
     return state
 
 
-def _load(unet: UNet, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+def _load(network: Network, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     """Loads what has the right name; returns the names that are missing, and those that are unknown."""
     try:
-        missing, unexpected = unet.load_state_dict(tensors, strict=False)
+        missing, unexpected = network.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # a shape differs
         raise ValueError(
             f"the tensors do not fit the network they describe ({' '.join(str(error).split())}); "
@@ -132,24 +148,24 @@ def _misfit(missing: list[str], unknown: list[str], remedy: str) -> str:
     )
 
 
-def _decode_released(state: Mapping[str, Any], norm_groups: int) -> UNetFile:
-    network = {
+def _decode_released(state: Mapping[str, Any], norm_groups: int) -> NetworkFile:
+    tensors = {
         name.removeprefix(RELEASED_PREFIX): value for name, value in state.items() if name.startswith(RELEASED_PREFIX)
     }
-    if "downs.0.weight" not in network:
+    if "downs.0.weight" not in tensors:
         raise ValueError(
             f"the state dict holds no {RELEASED_PREFIX}downs.0.weight, so it is not a released ReDDiT or SR3 "
             "generator; give the *_gen.pth file"
         )
-    unet = UNet(infer_config(network, norm_groups))
-    missing, unexpected = _load(unet, network)
+    network = UNet(infer_config(tensors, norm_groups))
+    missing, unexpected = _load(network, tensors)
     foreign = [name for name in unexpected if not RELEASED_UNUSED.search(name)]
     if missing or foreign:
         raise ValueError(_misfit(missing, foreign, "of .pth files, only the released SR3 U-Net is read"))
     betas = state.get("betas")
     if betas is None:
-        return UNetFile(unet=unet.eval())
-    return UNetFile(unet=unet.eval(), schedule=_schedule_of(betas))
+        return NetworkFile(network=network.eval())
+    return NetworkFile(network=network.eval(), schedule=_schedule_of(betas))
 
 
 def _schedule_of(betas: Tensor) -> NoiseSchedule:
@@ -166,19 +182,19 @@ def _schedule_of(betas: Tensor) -> NoiseSchedule:
     return schedule
 
 
-def infer_config(network: Mapping[str, Tensor], norm_groups: int) -> UNetConfig:
+def infer_config(tensors: Mapping[str, Tensor], norm_groups: int) -> UNetConfig:
     """The shape of a released U-Net from the names and shapes of its tensors (without `denoise_fn.`)."""
-    base = network["downs.0.weight"].shape[0]
+    base = tensors["downs.0.weight"].shape[0]
     mults: list[int] = []
     attention: list[int] = []
     blocks_in_level, blocks_per_level = 0, 0
-    for index in range(1, 1 + max(int(name.split(".")[1]) for name in network if name.startswith("downs."))):
-        if f"downs.{index}.conv.weight" in network:  # a Downsample ends the level
+    for index in range(1, 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("downs."))):
+        if f"downs.{index}.conv.weight" in tensors:  # a Downsample ends the level
             blocks_per_level, blocks_in_level = max(blocks_per_level, blocks_in_level), 0
             continue
         if blocks_in_level == 0:
-            mults.append(network[f"downs.{index}.res_block.block1.block.3.weight"].shape[0] // base)
-            if f"downs.{index}.attn.qkv.weight" in network:
+            mults.append(tensors[f"downs.{index}.res_block.block1.block.3.weight"].shape[0] // base)
+            if f"downs.{index}.attn.qkv.weight" in tensors:
                 attention.append(len(mults) - 1)
         blocks_in_level += 1
     return UNetConfig(

@@ -15,7 +15,6 @@ from pipelines.config.parts import (
     ComputeConfig,
     IntList,
     OptimConfig,
-    Precision,
     SegmentConfig,
     Split,
     TrackingConfig,
@@ -28,6 +27,7 @@ from pipelines.config.parts import (
 from reddit_core.degrade import DegradeConfig
 from reddit_core.losses import LossWeights
 from reddit_core.networks.sr3_unet import UNetConfig
+from reddit_core.precision import Precision
 from reddit_core.retinex import ReflectanceConfig
 from reddit_core.schedule import NoiseSchedule
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from tyro.constructors import PrimitiveConstructorSpec
 
 from pipelines import storage
+from reddit_core.precision import Precision
 from reddit_core.schedule import LevelDraw
 
 Split = Literal["train", "validation", "test"]
-Precision = Literal["fp32", "bf16"]
 RateShape = Literal["constant", "cosine", "linear"]
 # Most records in a trajectory shard, where nothing else is said: then every place that a teacher can run in trains on
 # the same records in the same order.

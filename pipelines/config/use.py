@@ -6,12 +6,12 @@ from pipelines import storage
 from pipelines.config.parts import (
     ComputeConfig,
     IntList,
-    Precision,
     Split,
     TrackingConfig,
     make_absolute,
     require,
 )
+from reddit_core.precision import Precision
 from reddit_core.sampler import DdimMode
 
 

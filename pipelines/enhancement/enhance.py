@@ -1,6 +1,5 @@
 """Enhances photographs at any URL with a student: one in, one out, by a pool of actors (Ray Data)."""
 
-import hashlib
 import io
 import json
 import posixpath
@@ -23,8 +22,8 @@ from pipelines.enhancement.photo_files import EXTENSIONS
 from pipelines.images import DAMAGE
 from pipelines.redaction import redact
 from pipelines.reporting import Report
-from pipelines.weights import load_unet
-from reddit_core.tiles import enhance_pixels
+from pipelines.weights import load_hashed_network, load_student
+from reddit_core.student import sampling_steps
 
 SETTINGS = "enhance.json"
 PROGRESS_EVERY_S = 10.0
@@ -88,12 +87,8 @@ def steps_of(config: EnhanceConfig) -> tuple[int, str]:
     Raises:
         ValueError: if the weights do not say and nobody else does, or the number does not suit the schedule.
     """
-    file = load_unet(config.weights)
-    steps = config.steps or int(file.facts.get("num_steps", 0))
-    if not steps:
-        raise ValueError(f"{config.weights} does not say for how many steps it was distilled; add --steps N, such as 2")
-    file.schedule.grid(steps)
-    return steps, hashlib.sha256(storage.read_bytes(config.weights)).hexdigest()
+    file, sha256 = load_hashed_network(config.weights)
+    return sampling_steps(file, config.steps, config.weights), sha256
 
 
 def enhance(config: EnhanceConfig) -> Report:
@@ -214,12 +209,11 @@ def plan_enhance(config: EnhanceConfig) -> Report:
 def seconds_per_megapixel(config: EnhanceConfig, steps: int) -> float:
     """Measured on a small picture in one piece, on this machine's CPU; the second of two runs."""
     torch.set_num_threads(torch_threads(config.compute))
-    file = load_unet(config.weights)
+    student = load_student(config.weights, "cpu", config.precision, steps=steps)
     picture = np.random.default_rng(0).integers(0, 64, (MEASURED_SIDE, MEASURED_SIDE, 3), dtype=np.uint8)
     for _ in range(2):
         started = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            enhance_pixels(file.unet, picture, file.schedule, steps, config.seed)
+        student.enhance(picture, seed=config.seed)
     return (time.perf_counter() - started) / (MEASURED_SIDE**2 / 1e6)
 
 

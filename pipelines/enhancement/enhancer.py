@@ -17,9 +17,8 @@ from pipelines import storage
 from pipelines.cluster import torch_threads
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.photo_files import Photograph, read_photograph, write_photograph
-from pipelines.enhancement.sixteen_bit import Pixels
-from pipelines.weights import load_for_inference
-from reddit_core.tiles import enhance_pixels
+from pipelines.weights import load_student
+from reddit_core.pixels import Pixels
 
 COMPARISONS = "compare"
 COMPARISON_SIDE = 2048
@@ -50,8 +49,7 @@ class Enhancer:
     def __init__(self, config: EnhanceConfig, work: Work, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
         self.config, self.work = config, work
-        file = load_for_inference(config.weights, device, config.precision)
-        self.unet, self.schedule = file.unet, file.schedule
+        self.student = load_student(config.weights, device, config.precision, steps=work.steps)
         self.network_is_free = threading.Lock()
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
@@ -84,15 +82,10 @@ class Enhancer:
 
     def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
         """The enhanced pixels, and the seconds that the network took."""
-        config, device = self.config, next(self.unet.parameters()).device
-        with (
-            self.network_is_free,
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"),
-        ):
+        config = self.config
+        with self.network_is_free:
             started = time.perf_counter()
-            result = enhance_pixels(
-                self.unet, pixels, self.schedule, self.work.steps, config.seed, config.tile, config.overlap
-            )
+            result = self.student.enhance(pixels, seed=config.seed, tile=config.tile, overlap=config.overlap)
             return result, time.perf_counter() - started
 
 

@@ -1,8 +1,9 @@
 """A student outside this project: its sampler unrolled around the network, as ONNX and as torch.export.
 
-Both take `low` and `noise` ([batch, 3, height, width], float32; `low` in [-1, 1], `noise` standard normal) and
-give the enhanced image in [-1, 1]. Batch, height and width are free; height and width must be multiples of
-the network's (at least two of them), so mirror the bottom and right edges out to one and crop the result.
+Both take `noise` (standard normal) and `low` (in [-1, 1]), float32 [batch, 3, height, width], and return the enhanced
+image in [-1, 1]; the program takes `low` by keyword, ONNX takes both by name. Batch, height and width are free; height
+and width must be multiples of the network's (at least two of them): mirror the bottom and right edges out to one, and
+crop the result.
 """
 
 import importlib.util
@@ -25,11 +26,12 @@ from pipelines import reporting, storage
 from pipelines.config.use import ExportConfig
 from pipelines.model_card import HEADING, ModelCard
 from pipelines.reporting import Report
-from pipelines.weights import load_unet
-from reddit_core.networks.sr3_unet import UNet
+from pipelines.weights import load_network
+from reddit_core.networks import Network
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.student import sampling_steps
+from reddit_core.weights import NetworkFile
 
 ONNX, PT2, CARD = "student.onnx", "student.pt2", "README.md"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -43,22 +45,31 @@ EXAMPLE_SIZE = (2, 4, 6)
 class UnrolledSampler(nn.Module):
     """All steps of `sampler.ddim_sample` in its exact mode, with the coefficients as constants."""
 
-    def __init__(self, unet: UNet, schedule: NoiseSchedule, num_steps: int) -> None:
+    def __init__(self, network: Network, schedule: NoiseSchedule, num_steps: int) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
         grid = schedule.grid(num_steps)
         levels = [float(schedule.sqrt_alpha_bar[index]) for index in reversed(grid)]
         self.steps = list(pairwise(levels))
 
-    def forward(self, low: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, *, low: Tensor) -> Tensor:
         z = noise
         for a_t, a_s in self.steps:
             sigma_t, sigma_s = (1 - a_t**2) ** 0.5, max(0.0, 1 - a_s**2) ** 0.5
-            output = self.unet(z, low, torch.full_like(z[:, 0, 0, 0], a_t))
-            x_0 = (z - sigma_t * output) / a_t if self.unet.config.prediction == "eps" else a_t * z - sigma_t * output
-            x_0 = x_0.clamp(-1, 1)
+            output = self.network(z, torch.full_like(z[:, 0, 0, 0], a_t), low=low)
+            x_0 = self.clean_image(output, z, a_t, sigma_t).clamp(-1, 1)
             z = a_s * x_0 + (sigma_s / sigma_t) * (z - a_t * x_0)
         return z.clamp(-1, 1)
+
+    def clean_image(self, output: Tensor, z: Tensor, a_t: float, sigma_t: float) -> Tensor:
+        """`x_0` as `diffusion.interpret` has it, in float32."""
+        match self.network.config.prediction:
+            case "eps":
+                return (z - sigma_t * output) / a_t
+            case "v":
+                return a_t * z - sigma_t * output
+            case "x":
+                return output
 
 
 def export(config: ExportConfig) -> Report:
@@ -75,47 +86,47 @@ def export(config: ExportConfig) -> Report:
     storage.write_bytes(storage.join(config.output, ONNX), onnx_bytes)
     storage.write_bytes(storage.join(config.output, PT2), pt2_bytes)
     storage.write_bytes(storage.join(config.output, CARD), card_of(config, file, steps))
-    facts = {"steps": steps, "tolerance": TOLERANCE, "multiple of height and width": file.unet.config.size_multiple}
+    facts = {"steps": steps, "tolerance": TOLERANCE, "multiple of height and width": file.network.config.size_multiple}
     report = Report(title=f"Exported: {config.output}", rows=rows, facts=facts, url=config.output)
     reporting.save(report)
     return report
 
 
-def prepare(config: ExportConfig) -> tuple[UNetFile, int]:
-    """The weights and the number of steps, after everything that could be refused was."""
+def prepare(config: ExportConfig) -> tuple[NetworkFile, int]:
+    """The weights and the number of steps; checks packages and config first.
+
+    Raises:
+        ValueError: if something is missing or does not fit.
+    """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"export needs {', '.join(missing)}; install them with pip install 'reddit-on-ray[export]'")
-    file = load_unet(config.weights)
-    steps = config.steps or int(file.facts.get("num_steps", 0))
-    if not steps:
-        raise ValueError(f"{config.weights} does not say for how many steps it was distilled; add --steps N, such as 2")
-    file.schedule.grid(steps)
-    return file, steps
+    file = load_network(config.weights)
+    return file, sampling_steps(file, config.steps, config.weights)
 
 
-def example(file: UNetFile, size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
+def example(file: NetworkFile, size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
     """`low` and `noise` for a batch and a height and width in multiples of the network's."""
-    multiple = file.unet.config.size_multiple
+    multiple = file.network.config.size_multiple
     shape = (size[0], 3, size[1] * multiple, size[2] * multiple)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(shape, generator=generator) * 2 - 1, torch.randn(shape, generator=generator)
 
 
-def export_program(file: UNetFile, steps: int) -> torch.export.ExportedProgram:
+def export_program(file: NetworkFile, steps: int) -> torch.export.ExportedProgram:
     """The graph, with free batch, height and width."""
-    multiple = file.unet.config.size_multiple
+    multiple = file.network.config.size_multiple
     # torch takes a size of 1 for a special case, so the innermost level must not have it.
     free = {
         0: Dim("batch", min=1, max=2**16),
         2: multiple * Dim("rows", min=2, max=2**16),
         3: multiple * Dim("columns", min=2, max=2**16),
     }
-    sampler = UnrolledSampler(file.unet, file.schedule, steps).eval()
+    sampler = UnrolledSampler(file.network, file.schedule, steps).eval()
     with torch.no_grad():
-        return torch.export.export(
-            sampler, example(file, EXAMPLE_SIZE), dynamic_shapes={"low": free, "noise": free}, strict=False
-        )
+        low, noise = example(file, EXAMPLE_SIZE)
+        shapes = {"noise": free, "low": free}
+        return torch.export.export(sampler, (noise,), {"low": low}, dynamic_shapes=shapes, strict=False)
 
 
 def to_pt2(program: torch.export.ExportedProgram) -> bytes:
@@ -127,7 +138,7 @@ def to_pt2(program: torch.export.ExportedProgram) -> bytes:
 def to_onnx(program: torch.export.ExportedProgram) -> bytes:
     """One ONNX file with its weights inside."""
     converted = torch.onnx.export(
-        program, dynamo=True, input_names=["low", "noise"], output_names=["enhanced"], verbose=False
+        program, dynamo=True, input_names=["noise", "low"], output_names=["enhanced"], verbose=False
     )
     assert converted is not None, "the dynamo exporter returns a program"
     with tempfile.TemporaryDirectory(prefix="reddit-export-") as folder:
@@ -136,7 +147,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> bytes:
         return path.read_bytes()
 
 
-def check_parity(file: UNetFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
+def check_parity(file: NetworkFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
     """The greatest difference of each export from the sampler, at two sizes.
 
     Raises:
@@ -147,8 +158,9 @@ def check_parity(file: UNetFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes
     for size in CHECKED_SIZES:
         low, noise = example(file, size, seed=1)
         with torch.no_grad():
-            expected = ddim_sample(file.unet, low, noise, file.schedule, steps)
-            results = {ONNX: torch.from_numpy(run_onnx(session, low.numpy(), noise.numpy())), PT2: program(low, noise)}
+            expected = ddim_sample(file.network, noise, file.schedule, steps, low=low)
+            results = {ONNX: torch.from_numpy(run_onnx(session, noise.numpy(), low=low.numpy()))}
+            results[PT2] = program(noise, low=low)
         for name, result in results.items():
             difference = float((result - expected).abs().max())
             if not difference <= TOLERANCE:
@@ -165,33 +177,33 @@ def onnx_session(onnx_bytes: bytes) -> Any:
     return onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
 
 
-def run_onnx(session: Any, low: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+def run_onnx(session: Any, noise: NDArray[np.float32], *, low: NDArray[np.float32]) -> NDArray[np.float32]:
     result: NDArray[np.float32] = session.run(["enhanced"], {"low": low, "noise": noise})[0]
     return result
 
 
-def card_of(config: ExportConfig, file: UNetFile, steps: int) -> bytes:
+def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
     """The card that lies beside the weights, else one made from what they say of themselves.
 
     It also says if the sampler is unrolled for another number of steps than the student was distilled for.
     """
-    distilled = int(file.facts.get("num_steps", 0)) or steps
+    distilled = file.num_steps or steps
     note = f"\nUnrolled for {steps} steps, distilled for {distilled}.\n" if steps != distilled else ""
     beside = storage.join(posixpath.dirname(storage.resolve(config.weights)), CARD)
     if storage.exists(beside) and (found := storage.read_bytes(beside)).startswith(HEADING.encode()):
         return found + note.encode()
     interface = (
         "inputs: `low` in [-1, 1] (sRGB) and `noise` (standard normal), float32 [batch, 3, height, width]; output: the "
-        f"enhanced image in [-1, 1]; height and width must be multiples of {file.unet.config.size_multiple}"
+        f"enhanced image in [-1, 1]; height and width must be multiples of {file.network.config.size_multiple}"
     )
     card = ModelCard.from_facts(file.facts, distilled)
-    facts = {**card.facts, "network": file.unet.config, "schedule": file.schedule}
+    facts = {**card.facts, "network": file.network.config, "schedule": file.schedule}
     return (replace(card, interface=interface, facts=facts).render() + note).encode()
 
 
 def plan_export(config: ExportConfig) -> Report:
     """What would be written."""
     file, steps = prepare(config)
-    parameters = sum(parameter.numel() for parameter in file.unet.parameters())
+    parameters = sum(parameter.numel() for parameter in file.network.parameters())
     rows = [{"file": name, "MB, about": parameters * 4 / 1e6} for name in (ONNX, PT2)]
     return Report(title=f"Plan of export: {config.output}", rows=rows, facts={"steps": steps, "parameters": parameters})

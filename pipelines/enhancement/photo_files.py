@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import IFD
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from pipelines.enhancement.sixteen_bit import ORIENTATION, Pixels, is_16_bit, read_16_bit
+from pipelines.enhancement.sixteen_bit import ORIENTATION, is_16_bit, read_16_bit
 from pipelines.images import DAMAGE, FORMATS, PHONE_JPEG
+from reddit_core.pixels import Pixels
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_MEGAPIXELS = 50.5  # cameras of nominal 50 have a few more

@@ -1,13 +1,13 @@
 """Pixels of 16-bit PNG and TIFF files, upright, which Pillow cannot hold: decoded by OpenCV, and by tifffile."""
 
 import io
-from typing import Any
 
 import cv2
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 from PIL import Image
+
+from reddit_core.pixels import Pixels
 
 ORIENTATION = 0x0112
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES = 258, 262, 277, 284, 338  # tags of TIFF 6.0
@@ -15,8 +15,6 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 SEPARATE = 2
 PREMULTIPLIED = 1
 MOST = 2**16 - 1
-
-Pixels = NDArray[np.unsignedinteger[Any]]
 
 
 def is_16_bit(image: Image.Image, data: bytes) -> bool:

@@ -33,7 +33,7 @@ from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
 from pipelines.shards import shards_hash
 from pipelines.tracking import RunWriter, tracked_run
-from pipelines.weights import load_unet
+from pipelines.weights import load_network
 
 PARTS = "parts"
 BEFORE_AFTER, TABLE, PAGE = "before_after.png", "images.csv", "report.html"
@@ -69,7 +69,7 @@ def check_weights(config: EvaluateConfig, methods: Iterable[Method]) -> None:
     """Refuses weights and LPIPS backbones that the actors could not use, before there are any."""
     for method in methods:
         if method.url:
-            load_unet(method.url).schedule.grid(method.steps)
+            load_network(method.url).schedule.grid(method.steps)
     load_distances(config.lpips)
 
 

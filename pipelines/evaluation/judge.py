@@ -25,11 +25,11 @@ from pipelines.evaluation.methods import CLAHE, INPUT, TRUTH, Method, methods_of
 from pipelines.images import encode_png
 from pipelines.pairs.dataset import decode_pair
 from pipelines.shards import ShardEntry
-from pipelines.trajectories.crops import cached_shard, to_images
-from pipelines.weights import load_for_inference, load_lpips
+from pipelines.trajectories.crops import cached_shard
+from pipelines.weights import load_lpips, load_student
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import match_mean, quality
-from reddit_core.sampler import enhance
+from reddit_core.pixels import pixels_from_unit, signed_from_pixels, signed_from_unit, unit_from_signed
 
 CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
 # Equal images have an infinite PSNR, which no mean survives.
@@ -90,7 +90,7 @@ class Judge:
         self.config, self.images, self.parts, self.device = config, images, parts, torch.device(device)
         self.methods, self.shown = methods_of(config), shown_methods(config)
         urls = {method.url for method in self.methods if method.url}
-        self.files = {url: load_for_inference(url, device, config.precision) for url in urls}
+        self.students = {url: load_student(url, device, config.precision) for url in urls}
         self.distances = {name: lpips.to(self.device) for name, lpips in load_distances(config.lpips).items()}
         for method in self.methods:
             self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)
@@ -125,7 +125,7 @@ class Judge:
         self, method: Method, low: NDArray[np.uint8], seed: int, pair_id: str
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """A method's 8-bit result, and the seconds and memory that its call took per megapixel."""
-        image, megapixels = to_images(low[None], self.device), low.shape[0] * low.shape[1] / 1e6
+        image, megapixels = signed_from_pixels(low[None], self.device), low.shape[0] * low.shape[1] / 1e6
         megabytes = self.peak_of(method, image, seed)
         self.wait()
         started = time.perf_counter()
@@ -137,7 +137,7 @@ class Judge:
                 f"the result of {method.key} for {pair_id} holds values that are not finite; use --precision fp32, or "
                 "other weights"
             )
-        result = (unit[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        result = pixels_from_unit(unit)[0]
         cost = {
             "seconds_per_megapixel": seconds / megapixels if method.name != INPUT else 0.0,
             "peak_mb_per_megapixel": None if megabytes is None else megabytes / megapixels,
@@ -162,25 +162,26 @@ class Judge:
     def compute(self, method: Method, image: torch.Tensor, seed: int) -> torch.Tensor:
         """[1, 3, H, W] in [-1, 1] to [0, 1]."""
         if method.name == INPUT:
-            return (image + 1) / 2
+            return unit_from_signed(image)
         if method.name == CLAHE:
-            equalized: torch.Tensor = equalize_clahe((image + 1) / 2, CLAHE_CLIP, CLAHE_GRID)
+            equalized: torch.Tensor = equalize_clahe(unit_from_signed(image), CLAHE_CLIP, CLAHE_GRID)
             return equalized
-        file = self.files[method.url]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return (enhance(file.unet, image, file.schedule, method.steps, seed, self.config.mode) + 1) / 2
+        student = self.students[method.url]
+        return unit_from_signed(student.enhance_images(image, seed=seed, steps=method.steps, mode=self.config.mode))
 
     @torch.no_grad()
     def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float | None]:
         """Every figure; None where there is none, as of sharpness against a flat ground truth."""
-        estimate_unit, normal_unit = ((to_images(x[None], self.device) + 1) / 2 for x in (estimate, normal))
+        estimate_unit, normal_unit = (
+            unit_from_signed(signed_from_pixels(pixels[None], self.device)) for pixels in (estimate, normal)
+        )
         metrics = {name: float(value) for name, value in quality(estimate_unit, normal_unit).items()}
         for name in ("psnr", "psnr_gt_mean"):
             metrics[name] = min(metrics[name], MOST_PSNR)
         matched = match_mean(estimate_unit, normal_unit)
         for name, distance in self.distances.items():
-            metrics[name] = float(distance(estimate_unit * 2 - 1, normal_unit * 2 - 1))
-            metrics[f"{name}_gt_mean"] = float(distance(matched * 2 - 1, normal_unit * 2 - 1))
+            metrics[name] = float(distance(signed_from_unit(estimate_unit), signed_from_unit(normal_unit)))
+            metrics[f"{name}_gt_mean"] = float(distance(signed_from_unit(matched), signed_from_unit(normal_unit)))
         return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 

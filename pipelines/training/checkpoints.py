@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipelines import shards
 from pipelines.config.parts import OptimConfig
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
 
 STATE_FILE = "state.safetensors"
 STEP_PREFIX = "step-"
@@ -47,7 +47,7 @@ class TrainState:
         stage_index: position of the current stage, from 0.
         step: optimizer steps made in the stage.
         skipped: steps of the stage whose loss or gradient was not finite.
-        unet: the network that is trained, float32.
+        network: the network that is trained, float32.
         ema: its exponential moving average.
         best: the stage's best validation so far (`loop.BEST_METRIC`).
         validated: its last validation: `metrics`, the global `step`, and `timestamp_ms`; empty before the first.
@@ -56,39 +56,39 @@ class TrainState:
     stage_index: int
     step: int
     skipped: int
-    unet: UNet
+    network: Network
     ema: AveragedModel
     optimizer: torch.optim.AdamW
     best: float = -math.inf
     validated: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, stage_index: int, unet: UNet, optim: OptimConfig) -> "TrainState":
-        unet.train().requires_grad_(True)
-        ema = AveragedModel(unet, multi_avg_fn=ema_update(optim.ema_decay), use_buffers=False)
+    def begin(cls, stage_index: int, network: Network, optim: OptimConfig) -> "TrainState":
+        network.train().requires_grad_(True)
+        ema = AveragedModel(network, multi_avg_fn=ema_update(optim.ema_decay), use_buffers=False)
         ema.eval().requires_grad_(False)
-        fused = next(unet.parameters()).device.type == "cuda"
+        fused = next(network.parameters()).device.type == "cuda"
         optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=fused
+            network.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=fused
         )
-        return cls(stage_index=stage_index, step=0, skipped=0, unet=unet, ema=ema, optimizer=optimizer)
+        return cls(stage_index=stage_index, step=0, skipped=0, network=network, ema=ema, optimizer=optimizer)
 
     @property
-    def ema_unet(self) -> UNet:
+    def ema_network(self) -> Network:
         """The averaged network."""
-        unet = self.ema.module
-        assert isinstance(unet, UNet)
-        return unet
+        network = self.ema.module
+        assert isinstance(network, Network)
+        return network
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """The network's parameters, cached: walking its modules takes longer than averaging on a GPU."""
-        return list(self.unet.parameters())
+        return list(self.network.parameters())
 
     @cached_property
     def averages(self) -> list[Tensor]:
         """The averaged network's parameters."""
-        return [parameter.detach() for parameter in self.ema_unet.parameters()]
+        return [parameter.detach() for parameter in self.ema_network.parameters()]
 
     def average(self) -> None:
         """Updates the average as `AveragedModel.update_parameters` does, with the cached parameters."""
@@ -118,9 +118,9 @@ def save(state: TrainState, optim: OptimConfig, settings: Mapping[str, Any]) -> 
     Raises:
         OSError: if it cannot be written, for example because the disk is full.
     """
-    tensors = {f"unet/{name}": value for name, value in state.unet.state_dict().items()}
-    tensors |= {f"ema/{name}": value for name, value in state.ema_unet.state_dict().items()}
-    for name, parameter in state.unet.named_parameters():
+    tensors = {f"unet/{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"ema/{name}": value for name, value in state.ema_network.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer/{name}/{key}"] = value
     facts = {name: getattr(state, attribute) for name, attribute in FACTS.items()}
@@ -167,11 +167,11 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: Mapping[str, An
         for key in names:
             part, _, name = key.partition("/")
             parts[part][name] = file.get_tensor(key)
-    state.unet.load_state_dict(parts["unet"])
-    state.ema_unet.load_state_dict(parts["ema"])
+    state.network.load_state_dict(parts["unet"])
+    state.ema_network.load_state_dict(parts["ema"])
     state.ema.n_averaged.fill_(facts["averaged"])
     fused = state.optimizer.defaults["fused"]
-    for name, parameter in state.unet.named_parameters():
+    for name, parameter in state.network.named_parameters():
         keys = ("step", "exp_avg", "exp_avg_sq")
         values = {key: parts["optimizer"].get(f"{name}/{key}") for key in keys}
         state.optimizer.state[parameter] = {

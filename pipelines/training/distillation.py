@@ -1,7 +1,7 @@
 """Distilling the teacher into few-step students: one training stage for each halving of the steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,22 +19,23 @@ from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking import RunHandle, tracked_run
 from pipelines.training import runs, student_registry
 from pipelines.training.loop import Loop, check_workers
-from pipelines.training.objective import Network, StageContext, StepContext
+from pipelines.training.objective import Forward, StageContext, StepContext
 from pipelines.training.order import Order
 from pipelines.training.stream import StageRecords, Stream, TeacherPool, rows_per_worker
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.caches import CachedRecords, OnlineRecords, find_cache
-from pipelines.trajectories.crops import Batch, check_crop, plan_record_shards, to_images
+from pipelines.trajectories.crops import Batch, check_crop, plan_record_shards
 from pipelines.trajectories.records import record_spec, to_levels
 from pipelines.trajectories.teachers import StreamingTeacher, teacher_targets
-from pipelines.weights import load_for_inference, load_hashed_unet, load_lpips, load_unet, save_unet
+from pipelines.weights import load_for_inference, load_hashed_network, load_lpips, load_network, save_network
 from reddit_core.diffusion import add_noise, interpret
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network, build
+from reddit_core.pixels import signed_from_pixels
 from reddit_core.retinex import reflectance
 from reddit_core.trajectory import refined_targets, student_steps
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 # A loaded record: two images in uint8, two targets in float16 and the noise in float32, three channels each.
 RECORD_BYTES = 2 * 3 + 2 * 6 + 12
@@ -65,18 +66,18 @@ class DistillObjective:
     def lpips(self) -> Lpips | None:
         return load_lpips(self.config.lpips) if self.config.loss.perceptual else None
 
-    def begin(self, context: StageContext) -> UNet:
-        start = load_unet(self.config.teacher)
-        self.schedule, self.prediction = start.schedule, start.unet.config.prediction
+    def begin(self, context: StageContext) -> Network:
+        start = load_network(self.config.teacher)
+        self.schedule, self.prediction = start.schedule, start.network.config.prediction
         self.teacher = self.stage_teacher(context)
         if self.lpips:
             self.lpips.to(context.device)
         # The teacher's targets are made without dropout, and the student could not match them exactly with it.
-        student = UNet(replace(start.unet.config, dropout=0.0))
-        student.load_state_dict(start.unet.state_dict())
+        student = build(start.network.config.without_dropout())
+        student.load_state_dict(start.network.state_dict())
         return student.to(context.device)
 
-    def stage_teacher(self, context: StageContext) -> UNet | None:
+    def stage_teacher(self, context: StageContext) -> Network | None:
         """The teacher if trajectories are `online`, else None; if progressive, the previous stage's student."""
         if self.config.trajectories != "online":
             return None
@@ -84,11 +85,11 @@ class DistillObjective:
             url = storage.join(self.config.output, student_name(self.config.stages[context.stage_index - 1]))
         else:
             url = self.config.teacher
-        return load_for_inference(url, context.device, self.config.optim.precision).unet
+        return load_for_inference(url, context.device, self.config.optim.precision).network
 
-    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+    def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         device = context.device
-        low, x_0 = to_images(batch["low"], device), to_images(batch["normal"], device)
+        low, x_0 = signed_from_pixels(batch["low"], device), signed_from_pixels(batch["normal"], device)
         eps, levels = torch.tensor(batch["eps"], device=device), to_levels(batch, device)
         z_t = add_noise(x_0, eps, levels.a_t)
         if set(TARGET_COLUMNS) <= set(batch):
@@ -100,17 +101,17 @@ class DistillObjective:
         targets = refined_targets(
             z_t, reflectance=low_reflectance, levels=levels, weight=self.config.refine_weight, **columns
         )
-        output = network(z_t, low, levels.a_t)
+        output = network(z_t, levels.a_t, low=low)
         estimate = interpret(output, z_t, levels.a_t, self.prediction)
         terms = distillation_terms(estimate, targets, x_0, eps, self.config.loss, self.lpips)
         return {"loss": total(terms, self.config.loss), **terms}
 
-    def validate(self, stage_index: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+    def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         if self.validation is None:
             return {}, None
-        return self.validation.judge(unet, self.schedule, student_steps(self.config.stages[stage_index]))
+        return self.validation.judge(network, self.schedule, student_steps(self.config.stages[stage_index]))
 
-    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+    def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         teacher_steps = self.config.stages[stage_index]
         facts = {
             "role": "student",
@@ -121,8 +122,8 @@ class DistillObjective:
             "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
         }
-        file = UNetFile(unet=unet, schedule=self.schedule, facts=facts)
-        save_unet(storage.join(self.config.output, student_name(teacher_steps, best=best)), file)
+        file = NetworkFile(network=network, schedule=self.schedule, facts=facts)
+        save_network(storage.join(self.config.output, student_name(teacher_steps, best=best)), file)
 
 
 def make_stream(config: DistillConfig) -> Stream:
@@ -131,8 +132,8 @@ def make_stream(config: DistillConfig) -> Stream:
     Raises:
         ValueError: if a stage's cache is missing, or was made with other settings, which are named.
     """
-    teacher, sha256 = load_hashed_unet(config.teacher)
-    check_crop(config.segment, teacher.unet)
+    teacher, sha256 = load_hashed_network(config.teacher)
+    check_crop(config.segment, teacher.network)
     read_stage = cached_stage if config.trajectories == "cache" else computed_stage
     optim = config.optim
     return Stream(
@@ -146,14 +147,14 @@ def make_stream(config: DistillConfig) -> Stream:
     )
 
 
-def cached_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> StageRecords:
+def cached_stage(config: DistillConfig, teacher_steps: int, teacher: NetworkFile, sha256: str) -> StageRecords:
     """A stage's records, with targets from its cache."""
     url, manifest = find_cache(config, teacher_steps, teacher, sha256)
     order = Order(shard_rows=tuple(entry.rows for entry in manifest.shards), seed=config.optim.seed)
     return StageRecords(order=order, load=CachedRecords(url, manifest.shards), source=url, key=manifest.key)
 
 
-def computed_stage(config: DistillConfig, teacher_steps: int, teacher: UNetFile, sha256: str) -> StageRecords:
+def computed_stage(config: DistillConfig, teacher_steps: int, teacher: NetworkFile, sha256: str) -> StageRecords:
     """A stage's records, without targets, which the teacher computes during training."""
     teacher.schedule.grid(teacher_steps)  # rejects steps that the schedule does not have
     manifest = shards.read_manifest(config.pairs, "pairs")
@@ -241,7 +242,7 @@ def student_rows(config: DistillConfig) -> list[reporting.Row]:
     rows: list[reporting.Row] = []
     for steps in config.stages:
         url = storage.join(config.output, student_name(steps))
-        facts = load_unet(url).facts
+        facts = load_network(url).facts
         rows.append({"steps": facts["num_steps"], **facts["validation"], "weights": url})
     return rows
 

@@ -24,8 +24,8 @@ from pipelines.tracking import RunHandle, RunWriter
 from pipelines.tracking.writer import now_ms
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
-from pipelines.training.objective import Network, Objective, StageContext, StepContext
-from pipelines.training.precision import autocast, compile_errors, compiled
+from pipelines.training.objective import Forward, Objective, StageContext, StepContext
+from pipelines.training.precision import compile_errors, compiled, in_precision
 from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.trajectories.crops import Batch
@@ -123,13 +123,13 @@ class Worker:
     def begin_stage(self, stage_index: int) -> None:
         """Starts a stage with the objective's network, and a new optimizer and average."""
         torch.manual_seed(self.loop.optim.seed)
-        unet = self.loop.objective.begin(StageContext(stage_index=stage_index, device=self.device))
-        self.state = TrainState.begin(stage_index, unet, self.loop.optim)
-        network = compiled(unet, self.device) if self.loop.optim.compile else unet
-        self.parallel = DistributedDataParallel(network) if self.world_size > 1 else None
+        network = self.loop.objective.begin(StageContext(stage_index=stage_index, device=self.device))
+        self.state = TrainState.begin(stage_index, network, self.loop.optim)
+        forward = compiled(network, self.device) if self.loop.optim.compile else network
+        self.parallel = DistributedDataParallel(forward) if self.world_size > 1 else None
         if self.parallel:
             self.warm_up_ddp(self.parallel)
-        self.network: Network = self.parallel or network
+        self.network: Forward = self.parallel or forward
 
     def resume(self, checkpoint: ray.train.Checkpoint) -> None:
         """Restores a checkpoint of the current stage."""
@@ -142,11 +142,11 @@ class Worker:
         It does so after the first pass of a process. With three or more workers that changes the order in which
         gradients are summed, and so the last bits of the weights would differ after a restart.
         """
-        size = self.state.unet.config.size_multiple
+        size = self.state.network.config.size_multiple
         z, level = torch.zeros(1, 3, size, size, device=self.device), torch.ones(1, device=self.device)
         # Not compiled, because no batch has this size.
         with torch.compiler.set_stance("force_eager") if self.loop.optim.compile else nullcontext():
-            parallel(z, z, level).sum().backward()
+            parallel(z, level, low=z).sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -196,7 +196,7 @@ class Worker:
             device=self.device,
             step=state.step,
             global_step=state.global_step(self.loop.optim),
-            averaged=state.ema_unet,
+            averaged=state.ema_network,
             generator=generator,
         )
 
@@ -218,7 +218,7 @@ class Worker:
             with ExitStack() as stack:
                 if self.parallel and part < parts - 1:
                     stack.enter_context(self.parallel.no_sync())
-                network = autocast(self.network, self.device, enabled=self.loop.optim.precision == "bf16")
+                network = in_precision(self.network, self.device, self.loop.optim.precision)
                 terms = self.loop.objective.terms(network, micro, context)
                 count = counts[part * size : (part + 1) * size]
                 torch.autograd.backward((terms["loss"] * count).sum() * scale)
@@ -238,7 +238,7 @@ class Worker:
         if validates and self.rank == 0:
             self.validate()
         if ends and self.rank == 0:
-            self.loop.objective.save(state.stage_index, state.ema_unet, self.metrics)
+            self.loop.objective.save(state.stage_index, state.ema_network, self.metrics)
         self.report(ends=ends, validates=validates)
 
     def log_progress(self) -> None:
@@ -269,13 +269,13 @@ class Worker:
 
     def validate(self) -> None:
         state = self.state
-        metrics, grid = self.loop.objective.validate(state.stage_index, state.ema_unet)
+        metrics, grid = self.loop.objective.validate(state.stage_index, state.ema_network)
         step = state.global_step(self.loop.optim)
         state.validated = {"metrics": metrics, "step": step, "timestamp_ms": now_ms()}
         self.log_validation()
         if self.metrics and self.metrics[BEST_METRIC] > state.best:
             state.best = self.metrics[BEST_METRIC]
-            self.loop.objective.save(state.stage_index, state.ema_unet, self.metrics, best=True)
+            self.loop.objective.save(state.stage_index, state.ema_network, self.metrics, best=True)
         if self.writer:
             if grid is not None:
                 self.writer.image(f"validation/{self.loop.objective.stages[state.stage_index]}", grid, step)

@@ -4,7 +4,7 @@ A new target is a class with these five members, whatever it learns from: the ba
 average, or networks of its own. The loop hands it what a step has besides its batch in one frozen context.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.trajectories.crops import Batch
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps (z, low, sqrt_alpha_bar) to the network's output."""
+
+class Forward(Protocol):
+    """A network's forward pass: the network itself, compiled, data-parallel or under autocast."""
+
+    def __call__(self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Tensor:
+        """The network's output for the noisy images `z`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class StepContext(StageContext):
 
     step: int
     global_step: int
-    averaged: UNet
+    averaged: Network
     generator: torch.Generator
 
 
@@ -59,14 +63,14 @@ class Objective(Protocol):
     def stages(self) -> Sequence[str]:
         """The stages' names, in order."""
 
-    def begin(self, context: StageContext) -> UNet:
+    def begin(self, context: StageContext) -> Network:
         """The network that a stage starts from; called on every worker, also after a restart."""
 
-    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+    def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Loss terms per sample, each [B]; `loss` is their weighted sum, which is minimized."""
 
-    def validate(self, stage_index: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+    def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         """Validation metrics of the averaged network, and a grid of images to look at."""
 
-    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+    def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         """Writes the averaged network of a finished stage, or the best so far; called on one worker."""

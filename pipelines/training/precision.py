@@ -7,28 +7,30 @@ import torch
 from torch import Tensor
 
 from pipelines import failures
-from pipelines.training.objective import Network
-from reddit_core.networks.sr3_unet import UNet
+from pipelines.training.objective import Forward
+from reddit_core import precision
+from reddit_core.networks import Network
+from reddit_core.precision import Precision
 
 
-def compiled(unet: UNet, device: torch.device) -> Network:
+def compiled(network: Network, device: torch.device) -> Forward:
     """The network through torch.compile; on a GPU with a CUDA graph for its forward and one for its backward.
 
     A step's two thousand small kernels take a CPU longer to launch, one by one, than a GPU to run.
     """
     graphs = "reduce-overhead" if device.type == "cuda" else None
-    network: Network = torch.compile(unet, mode=graphs)
-    return network
+    forward: Forward = torch.compile(network, mode=graphs)
+    return forward
 
 
-def autocast(network: Network, device: torch.device, *, enabled: bool) -> Network:
-    """The network as objectives call it: float32 in and out, bf16 within if enabled."""
+def in_precision(network: Forward, device: torch.device, chosen: Precision) -> Forward:
+    """The network as objectives call it: float32 in and out, in the chosen precision within."""
 
-    def call(z: Tensor, low: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
-            return network(z.float(), low.float(), sqrt_alpha_bar.float()).float()
+    def forward(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Tensor:
+        with precision.autocast(device, chosen):
+            return network(z.float(), sqrt_alpha_bar.float(), low=low.float()).float()
 
-    return call
+    return forward
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pipelines.redaction import redact
 from pipelines.tracking import InputData, RunHandle
 from pipelines.training.stream import Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.weights import load_unet
+from pipelines.weights import load_network
 
 EXAMPLE_SIDE = 32
 
@@ -41,7 +41,7 @@ def register_student(run: RunHandle, config: DistillConfig, url: str) -> str:
     """
     if run.request is None or not config.tracking.model:
         return ""
-    facts = load_unet(url).facts
+    facts = load_network(url).facts
     card = ModelCard.from_facts(facts, facts["num_steps"])
     return tracking.register_student(run, config.tracking.model, storage.read_bytes(url), example_image(config), card)
 

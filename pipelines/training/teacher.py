@@ -18,17 +18,18 @@ from pipelines.shards import shards_hash
 from pipelines.tracking import RunHandle, tracked_run
 from pipelines.training import runs
 from pipelines.training.loop import Loop, check_workers
-from pipelines.training.objective import Network, StageContext, StepContext
+from pipelines.training.objective import Forward, StageContext, StepContext
 from pipelines.training.order import Order
 from pipelines.training.stream import StageRecords, Stream
 from pipelines.training.validation import ValidationImages
-from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops, to_images
-from pipelines.weights import load_unet, save_unet
+from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops
+from pipelines.weights import load_network, save_network
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network, build
+from reddit_core.pixels import signed_from_pixels
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 WEIGHTS = "teacher.safetensors"
 BEST_WEIGHTS = "teacher-best.safetensors"
@@ -46,32 +47,32 @@ class TeacherObjective:
     def stages(self) -> tuple[str, ...]:
         return ("teacher",)
 
-    def begin(self, context: StageContext) -> UNet:
-        unet = UNet(self.config.unet)
+    def begin(self, context: StageContext) -> Network:
+        network = build(self.config.unet)
         if self.config.init:
-            unet.load_state_dict(load_unet(self.config.init).unet.state_dict())
-        return unet.to(context.device)
+            network.load_state_dict(load_network(self.config.init).network.state_dict())
+        return network.to(context.device)
 
-    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+    def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         device, generator = context.device, context.generator
-        low, normal = to_images(batch["low"], device), to_images(batch["normal"], device)
+        low, normal = signed_from_pixels(batch["low"], device), signed_from_pixels(batch["normal"], device)
         level = draw_training_levels(self.config.schedule, len(low), generator)
         eps = torch.randn(normal.shape, generator=generator, device=device)
-        output = network(add_noise(normal, eps, level), low, level)
+        output = network(add_noise(normal, eps, level), level, low=low)
         return {"loss": teacher_loss(output, normal, eps, level, self.config.unet.prediction)}
 
-    def validate(self, stage_index: int, unet: UNet) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-        return self.validation.judge(unet, self.config.schedule, self.config.validation_steps)
+    def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        return self.validation.judge(network, self.config.schedule, self.config.validation_steps)
 
-    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+    def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         facts = {
             "role": "teacher",
             "pairs_key": shards.read_manifest(self.config.pairs, "pairs").key,
             "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
         }
-        file = UNetFile(unet=unet, schedule=self.config.schedule, facts=facts)
-        save_unet(storage.join(self.config.output, BEST_WEIGHTS if best else WEIGHTS), file)
+        file = NetworkFile(network=network, schedule=self.config.schedule, facts=facts)
+        save_network(storage.join(self.config.output, BEST_WEIGHTS if best else WEIGHTS), file)
 
 
 def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
@@ -130,8 +131,8 @@ def check_inputs(config: TeacherConfig) -> None:
     config.schedule.grid(config.validation_steps)
     if not config.init:
         return
-    file = load_unet(config.init)
-    has = {"unet": asdict(file.unet.config), "schedule": asdict(file.schedule)}
+    file = load_network(config.init)
+    has = {"unet": asdict(file.network.config), "schedule": asdict(file.schedule)}
     wanted = {"unet": asdict(config.unet), "schedule": asdict(config.schedule)}
     shards.require_match(has, wanted, config.init)
 
@@ -151,7 +152,7 @@ def train_teacher(config: TeacherConfig) -> Report:
     with tracked_run(config.tracking, config.output, config, job="train_teacher", done=done) as run:
         if not done:
             runs.fit(runs.make_trainer(make_loop(config, run, settings), stream, config.output))
-    row = {"weights": weights, **load_unet(weights).facts["validation"]}
+    row = {"weights": weights, **load_network(weights).facts["validation"]}
     report = Report(title="Teacher", rows=[row], facts={"steps": config.optim.steps}, url=config.output)
     return runs.save_report(report, f"The teacher is already trained: {weights}" if done else "")
 
@@ -165,7 +166,7 @@ def plan_train_teacher(config: TeacherConfig) -> Report:
     """The plan of `train_teacher` (`--dry-run`)."""
     check_inputs(config)
     order = make_stream(config).stages[0].order
-    parameters = sum(parameter.numel() for parameter in UNet(config.unet).parameters())
+    parameters = sum(parameter.numel() for parameter in build(config.unet).parameters())
     row = {
         "parameters": parameters,
         "images": order.num_records // config.crops_per_image,

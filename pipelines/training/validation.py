@@ -6,19 +6,26 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipelines import shards
 from pipelines.config.parts import CheckpointConfig
 from pipelines.pairs.dataset import decode_pair, split_shards
-from pipelines.trajectories.crops import to_images
 from pipelines.weights import load_lpips
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import SHARPNESS, quality
-from reddit_core.networks.sr3_unet import UNet
-from reddit_core.sampler import enhance
+from reddit_core.networks import Network
+from reddit_core.pixels import (
+    pixels_from_unit,
+    rounded_to_8_bits,
+    signed_from_pixels,
+    signed_from_unit,
+    unit_from_pixels,
+    unit_from_signed,
+)
 from reddit_core.schedule import NoiseSchedule
+from reddit_core.student import Student
+from reddit_core.weights import NetworkFile
 
 GRID_IMAGES = 4
 # Name of the perceptual distance, which is among the metrics only if a backbone is given.
@@ -78,24 +85,25 @@ class ValidationImages:
         return image[y : y + side, x : x + side]
 
     def judge(
-        self, unet: UNet, schedule: NoiseSchedule, num_steps: int
+        self, network: Network, schedule: NoiseSchedule, num_steps: int
     ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         """Mean quality over the images, and a grid with a row of low | enhanced | normal for each of the first four.
 
         The grid is [rows x H, 3 x W, 3] uint8, and None if the images differ in size.
         """
-        device = next(unet.parameters()).device
+        device = next(network.parameters()).device
+        student = Student(NetworkFile(network=network, schedule=schedule), device=device, steps=num_steps)
         results, rows = [], []
         for low, normal in self.images:
-            enhanced = enhance(unet, to_images(low[None], device), schedule, num_steps, SEED)
-            enhanced_unit = ((enhanced + 1) / 2 * 255).round() / 255
-            normal_unit = torch.tensor(normal[None], device=device).permute(0, 3, 1, 2).float() / 255
+            enhanced = student.enhance_images(signed_from_pixels(low[None], device), seed=SEED)
+            enhanced_unit = rounded_to_8_bits(unit_from_signed(enhanced))
+            normal_unit = unit_from_pixels(normal[None], device)
             result = {name: float(value) for name, value in quality(enhanced_unit, normal_unit).items()}
             if self.distance:
                 distance = self.distance.to(device)
-                result[LPIPS] = float(distance(enhanced_unit * 2 - 1, normal_unit * 2 - 1))
+                result[LPIPS] = float(distance(signed_from_unit(enhanced_unit), signed_from_unit(normal_unit)))
             results.append(result)
-            picture = (enhanced_unit[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            picture = pixels_from_unit(enhanced_unit)[0]
             rows.append(np.concatenate([low, picture, normal], axis=1))
         means = {name: mean_metric(name, [result[name] for result in results]) for name in results[0]}
         same_size = all(row.shape == rows[0].shape for row in rows)

@@ -14,11 +14,11 @@ from pipelines.shards import Manifest, OtherVersionError, ShardEntry, shards_has
 from pipelines.trajectories.crops import Batch, RecordShard, cached_shard, gather
 from pipelines.trajectories.records import load_records, to_batch, with_noise
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 
 def find_cache(
-    config: DistillConfig, teacher_steps: int, teacher: UNetFile, teacher_sha256: str
+    config: DistillConfig, teacher_steps: int, teacher: NetworkFile, teacher_sha256: str
 ) -> tuple[str, Manifest]:
     """The one cache of training pairs below `config.cache` that fits a stage, and its manifest.
 
@@ -47,13 +47,13 @@ def find_cache(
     return next(iter(fitting.items()))
 
 
-def wanted_spec(config: DistillConfig, teacher_steps: int, teacher: UNetFile, teacher_sha256: str) -> dict[str, Any]:
+def wanted_spec(config: DistillConfig, teacher_steps: int, teacher: NetworkFile, teacher_sha256: str) -> dict[str, Any]:
     """The part of a cache's spec that a distillation prescribes."""
     spec = {
         "stage": teacher_steps,
         "split": "train",
         "teacher_sha256": teacher_sha256,
-        "norm_groups": teacher.unet.config.norm_groups,
+        **teacher.network.config.key_entries(),
         "segment": asdict(config.segment),
     }
     if config.pairs:  # or validation could use images of other pairs that were trained on

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,7 +19,7 @@ from pipelines import shards
 from pipelines.config.parts import SegmentConfig, require
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.shards import Manifest, ShardEntry
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
 
 Batch = dict[str, NDArray[Any]]
 """Columns of records by name; the first dimension of each counts the records."""
@@ -162,16 +161,11 @@ def cut(image: NDArray[np.uint8], y: int, x: int, size: int, flip: bool) -> NDAr
     return piece[:, ::-1] if flip else piece
 
 
-def check_crop(segment: SegmentConfig, unet: UNet) -> None:
+def check_crop(segment: SegmentConfig, network: Network) -> None:
     """Refuses crops that the teacher cannot be run on."""
-    multiple = unet.config.size_multiple
+    multiple = network.config.size_multiple
     require(
         segment.crop % multiple == 0,
         f"segment.crop is {segment.crop}, but must be a multiple of the teacher's {multiple}; use "
         f"{-(-segment.crop // multiple) * multiple}",
     )
-
-
-def to_images(crops: NDArray[np.uint8], device: torch.device | str = "cpu") -> torch.Tensor:
-    """[n, h, w, 3] uint8 as [n, 3, h, w] float32 in [-1, 1]."""
-    return torch.tensor(crops, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1

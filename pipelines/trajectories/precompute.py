@@ -25,7 +25,7 @@ from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.crops import RecordShard, check_crop, plan_record_shards
 from pipelines.trajectories.records import load_records, record_spec, records_table, with_noise
 from pipelines.trajectories.teachers import CALLS, TeacherActor
-from pipelines.weights import load_hashed_unet
+from pipelines.weights import load_hashed_network
 from reddit_core.schedule import NoiseSchedule
 
 PROGRESS_EVERY_S = 10.0
@@ -64,8 +64,8 @@ class StagePlan:
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
     """What each stage's cache consists of and which shards of it are there already."""
     manifest = shards.read_manifest(config.pairs, "pairs")
-    file, sha256 = load_hashed_unet(config.teacher)
-    check_crop(config.segment, file.unet)
+    file, sha256 = load_hashed_network(config.teacher)
+    check_crop(config.segment, file.network)
     record_shards = plan_record_shards(manifest, config.split, config.segment, config.records_per_shard)
     plans = []
     for stage in config.stages:

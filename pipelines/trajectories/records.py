@@ -19,7 +19,7 @@ from pipelines.shards import Manifest, shards_hash
 from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, load_crops, locate_record
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Levels, draw_nodes, draw_segment_levels
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 
 def record_noise(seeds: NDArray[np.uint64], crop: int) -> NDArray[np.float32]:
@@ -105,7 +105,7 @@ def records_table(records: Mapping[str, NDArray[Any]]) -> pa.Table:
 
 
 def record_spec(
-    pairs: Manifest, split: str, teacher: UNetFile, teacher_sha256: str, stage: int, segment: SegmentConfig
+    pairs: Manifest, split: str, teacher: NetworkFile, teacher_sha256: str, stage: int, segment: SegmentConfig
 ) -> dict[str, Any]:
     """Everything that determines the records of one stage and their targets; its hash is the cache key."""
     return {
@@ -113,7 +113,7 @@ def record_spec(
         "pairs_shards": shards_hash(split_shards(pairs, split)),
         "split": split,
         "teacher_sha256": teacher_sha256,
-        "norm_groups": teacher.unet.config.norm_groups,  # a released file does not say
+        **teacher.network.config.key_entries(),
         "schedule": asdict(teacher.schedule),
         "stage": stage,
         "segment": asdict(segment),

@@ -17,13 +17,14 @@ from torch import Tensor
 from pipelines import shards
 from pipelines.cluster import steady_threads, torch_threads
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
-from pipelines.config.parts import Precision
 from pipelines.shards import TARGET_COLUMNS
-from pipelines.trajectories.crops import Batch, to_images
+from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.records import to_batch, to_levels, with_noise
 from pipelines.weights import load_for_inference
 from reddit_core.diffusion import Estimate, predict
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
+from reddit_core.pixels import signed_from_pixels
+from reddit_core.precision import Precision, autocast
 from reddit_core.trajectory import Levels, Segment, teacher_segment, unrefined_x_target
 
 # Shards that an actor has in hand at a time.
@@ -37,23 +38,23 @@ def target_columns(segment: Segment, levels: Levels) -> dict[str, Tensor]:
     return dict(zip(TARGET_COLUMNS, (segment.x_u, unrefined_x_target(segment, levels)), strict=True))
 
 
-def teacher_targets(unet: UNet, records: Mapping[str, NDArray[Any]], precision: Precision) -> dict[str, Tensor]:
+def teacher_targets(network: Network, records: Mapping[str, NDArray[Any]], precision: Precision) -> dict[str, Tensor]:
     """The `TARGET_COLUMNS` of a batch of records, float64 on the network's device.
 
     This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike; `records` have their
     noise (`with_noise`).
     """
-    device = next(unet.parameters()).device
-    low, normal = to_images(records["low"], device), to_images(records["normal"], device)
+    device = next(network.parameters()).device
+    low, normal = signed_from_pixels(records["low"], device), signed_from_pixels(records["normal"], device)
     eps = torch.tensor(records["eps"], device=device)
     levels = to_levels(records, device)
 
-    def denoise(low: Tensor, z: Tensor, level: Tensor) -> Estimate:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            return predict(unet, low, z, level)
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Estimate:
+        with autocast(device, precision):
+            return predict(network, z, sqrt_alpha_bar, low=low)
 
     with torch.inference_mode():
-        return target_columns(teacher_segment(denoise, low, normal, eps, levels), levels)
+        return target_columns(teacher_segment(denoise, normal, eps, levels, low=low), levels)
 
 
 class TeacherActor:
@@ -66,7 +67,7 @@ class TeacherActor:
         threads = steady_threads(config.compute)
         self.config = config
         self.teacher = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.unet = load_for_inference(config.teacher, device, config.precision).unet
+        self.network = load_for_inference(config.teacher, device, config.precision).network
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         (task,), (data,) = batch["task"], batch["records"]
@@ -87,7 +88,7 @@ class TeacherActor:
         return self.teacher.submit(lambda: [self.evaluate_batch(records) for records in batches]).result()
 
     def evaluate_batch(self, records: Batch) -> Batch:
-        targets = teacher_targets(self.unet, records, self.config.precision)
+        targets = teacher_targets(self.network, records, self.config.precision)
         return {name: values.half().cpu().numpy() for name, values in targets.items()}
 
 
@@ -97,13 +98,13 @@ class StreamingTeacher:
     def __init__(self, config: DistillConfig, rows: int, device: str) -> None:
         torch.set_num_threads(torch_threads(config.compute))
         self.precision, self.rows = config.optim.precision, rows
-        self.unet = load_for_inference(config.teacher, device, self.precision).unet
+        self.network = load_for_inference(config.teacher, device, self.precision).network
 
     def __call__(self, batch: Batch) -> Batch:
         parts = []
         for start in range(0, len(batch["seed"]), self.rows):
             part = {name: values[start : start + self.rows] for name, values in batch.items()}
-            targets = teacher_targets(self.unet, part, self.precision)
+            targets = teacher_targets(self.network, part, self.precision)
             parts.append({name: values.float().cpu().numpy() for name, values in targets.items()})
         return {**batch, **concatenated(parts)}
 

@@ -1,19 +1,19 @@
-"""The denoiser: the SR3 U-Net that the released ReDDiT weights belong to (Saharia et al. 2021).
+"""The SR3 U-Net that the released ReDDiT weights belong to (Saharia et al. 2021).
 
 Module names follow the released state dict (`downs.N.res_block.block1.block.0` and so on), so that
 it loads as it is.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-Prediction = Literal["eps", "v"]
+from reddit_core.networks.interface import Network, Prediction
+from reddit_core.networks.layers import GroupNorm, LevelEncoding, SelfAttention, compiles_for_gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class UNetConfig:
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         norm_groups: groups of every GroupNorm.
         dropout: probability inside the second half of each residual block.
-        prediction: `eps`, or `v = a eps - sigma x_0` (Salimans and Ho 2022, section 4).
+        prediction: what the output is: `eps`, `v = a eps - sigma x_0` (Salimans and Ho 2022, section 4), or `x`, the
+            clean image.
     """
 
     base_channels: int = 64
@@ -51,26 +52,21 @@ class UNetConfig:
                 f"attention_levels is {self.attention_levels}, but there are only the levels "
                 f"0 to {len(self.channel_mults) - 1}"
             )
-        if self.prediction not in ("eps", "v"):
-            raise ValueError(f"prediction is {self.prediction!r}, but must be 'eps' or 'v'")
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction is {self.prediction!r}, but must be one of {', '.join(get_args(Prediction))}")
 
     @property
     def size_multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
         return int(2 ** (len(self.channel_mults) - 1))
 
+    def without_dropout(self) -> "UNetConfig":
+        """The same network with dropout off."""
+        return replace(self, dropout=0.0)
 
-class LevelEncoding(nn.Module):
-    """Sinusoidal features of the continuous noise level (Chen et al. 2020, WaveGrad)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.num_frequencies = channels // 2
-
-    def forward(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
-        step = torch.arange(self.num_frequencies, dtype=level.dtype, device=level.device) / self.num_frequencies
-        angle = level[:, None] * torch.exp(-math.log(1e4) * step)[None]
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+    def key_entries(self) -> dict[str, Any]:
+        """`norm_groups`, which a released file does not say, so that its hash alone does not name the network."""
+        return {"norm_groups": self.norm_groups}
 
 
 class LevelShift(nn.Module):
@@ -83,38 +79,6 @@ class LevelShift(nn.Module):
     def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
         shift: Tensor = self.noise_func(embedding)
         return features + shift[:, :, None, None]
-
-
-def compiles_for_gpu(features: Tensor) -> bool:
-    return torch.compiler.is_compiling() and features.is_cuda
-
-
-class GroupNorm(nn.GroupNorm):
-    """Keeps its input's dtype under autocast too; its statistics are float32 all the same.
-
-    On a GPU autocast would have it, and the activation behind it, in float32, and round before the next convolution:
-    passes over the largest tensors for one rounding less. Copies were two fifths of a bf16 step's time there.
-    """
-
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if compiles_for_gpu(features):
-            return self.scaled_and_shifted(features)
-        if not torch.is_autocast_enabled(features.device.type):
-            return super().forward(features)
-        with torch.autocast(features.device.type, enabled=False):
-            weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
-            return functional.group_norm(features, self.num_groups, weight, bias, self.eps)
-
-    def scaled_and_shifted(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The same as a scale and a shift for each channel, which a compiler fuses, and which keep the layout."""
-        values = features.float()
-        per_channel = torch.var_mean(values, dim=(2, 3), correction=0)
-        variance, mean = (moment.reshape(len(features), self.num_groups, -1) for moment in per_channel)
-        of_group = variance.mean(2, keepdim=True) + mean.var(2, keepdim=True, correction=0)
-        scale = (of_group + self.eps).rsqrt().expand_as(mean).flatten(1) * self.weight
-        shift = self.bias - mean.mean(2, keepdim=True).expand_as(mean).flatten(1) * scale
-        result: Tensor = values * scale[:, :, None, None] + shift[:, :, None, None]
-        return result.to(features.dtype)
 
 
 class NormActConv(nn.Module):
@@ -150,23 +114,7 @@ class ResBlock(nn.Module):
         return result
 
 
-class SelfAttention(nn.Module):
-    """Single-head attention over all positions; memory is linear in their number through SDPA."""
-
-    def __init__(self, channels: int, norm_groups: int) -> None:
-        super().__init__()
-        self.norm = GroupNorm(norm_groups, channels)
-        self.qkv = nn.Conv2d(channels, channels * 3, 1, bias=False)
-        self.out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        query, key, value = self.qkv(self.norm(features)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
-        attended = functional.scaled_dot_product_attention(query, key, value)
-        result: Tensor = features + self.out(attended[:, 0].transpose(1, 2).reshape(features.shape))
-        return result
-
-
-class Stage(nn.Module):
+class Block(nn.Module):
     """A residual block, followed by self-attention where the level has it."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, *, attention: bool) -> None:
@@ -203,8 +151,10 @@ class Upsample(nn.Module):
         return result
 
 
-class UNet(nn.Module):
-    """Predicts `config.prediction` (`eps` or `v`) from the noisy image, the low-light one and the level."""
+class UNet(Network):
+    """Predicts `config.prediction` from the noisy image, the level and the low-light image."""
+
+    config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -219,7 +169,7 @@ class UNet(nn.Module):
         for level, mult in enumerate(config.channel_mults):
             for _ in range(config.num_res_blocks):
                 attention = level in config.attention_levels
-                downs.append(Stage(channels, base * mult, config, attention=attention))
+                downs.append(Block(channels, base * mult, config, attention=attention))
                 channels = base * mult
                 skips.append(channels)
             if level < last_level:
@@ -227,13 +177,13 @@ class UNet(nn.Module):
                 skips.append(channels)
         self.downs = nn.ModuleList(downs)
         self.mid = nn.ModuleList(
-            [Stage(channels, channels, config, attention=True), Stage(channels, channels, config, attention=False)]
+            [Block(channels, channels, config, attention=True), Block(channels, channels, config, attention=False)]
         )
         ups: list[nn.Module] = []
         for level, mult in reversed(list(enumerate(config.channel_mults))):
             for _ in range(config.num_res_blocks + 1):
                 attention = level in config.attention_levels
-                ups.append(Stage(channels + skips.pop(), base * mult, config, attention=attention))
+                ups.append(Block(channels + skips.pop(), base * mult, config, attention=attention))
                 channels = base * mult
             if level > 0:
                 ups.append(Upsample(channels))
@@ -241,16 +191,8 @@ class UNet(nn.Module):
         self.final_conv = NormActConv(channels, 3, groups)
 
     def forward(
-        self,
-        z: Float[Tensor, "b 3 h w"],
-        low: Float[Tensor, "b 3 h w"],
-        sqrt_alpha_bar: Float[Tensor, " b"],
+        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b 3 h w"]:
-        """Maps the noisy `z` and the low-light image ([-1, 1]) at a level (1 is clean) to `config.prediction`.
-
-        Raises:
-            ValueError: if H or W is no multiple of `config.size_multiple`.
-        """
         height, width = z.shape[-2:]
         if height % self.config.size_multiple or width % self.config.size_multiple:
             raise ValueError(
@@ -263,26 +205,18 @@ class UNet(nn.Module):
             features = features.contiguous(memory_format=torch.channels_last)
         skips = []
         for block in self.downs:
-            features = block(features, embedding) if isinstance(block, Stage) else block(features)
+            features = block(features, embedding) if isinstance(block, Block) else block(features)
             skips.append(features)
         for block in self.mid:
             features = block(features, embedding)
         for block in self.ups:
-            if isinstance(block, Stage):
+            if isinstance(block, Block):
                 features = block(torch.cat([features, skips.pop()], dim=1), embedding)
             else:
                 features = block(features)
         result: Tensor = self.final_conv(features)
         return result
 
-
-def use_channels_last(unet: UNet, *, bf16: bool) -> None:
-    """Lays the convolutions' weights out so that features have their channels last, where that serves a network.
-
-    On a CPU sampling in bf16 takes 0.55 of the time with it (records' crops have the layout already); in float32 it
-    would gain a tenth there, and round more coarsely (1.6e-5 against 1e-6, golden crop). On a GPU a forward takes 1.25
-    times as long with it, although tensor cores want it: PyTorch's GroupNorm there copies to the other layout and back.
-    """
-    for parameter in unet.parameters():
-        if bf16 and parameter.ndim == 4 and not parameter.is_cuda:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    def global_layers(self) -> dict[str, nn.Module]:
+        """Every GroupNorm and every self-attention."""
+        return {name: layer for name, layer in self.named_modules() if isinstance(layer, (GroupNorm, SelfAttention))}

@@ -40,12 +40,12 @@ from pipelines.reporting import Report
 from pipelines.tracking.run import OFF
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
-from pipelines.trajectories.crops import to_images
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.pixels import signed_from_pixels
 from reddit_core.retinex import ReflectanceConfig, reflectance
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 CACHED_TARGET = 1.5
 RELEASED_TARGETS = {"cpu": 1.7, "cuda": 6.0}
@@ -82,12 +82,15 @@ class ReleasedLoop:
         self.average = copy.deepcopy(self.teacher)
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=1e-4, foreach=False, fused=False)
         records = make_records(size, targets=False)
-        self.low, self.normal = to_images(records["low"], device), to_images(records["normal"], device)
+        self.low, self.normal = (
+            signed_from_pixels(records["low"], device),
+            signed_from_pixels(records["normal"], device),
+        )
         self.eps = torch.tensor(records["eps"], device=device)
         self.levels = tuple(float(level) for level in records["levels"][0])
 
     def estimate(self, unet: UNet, z: Tensor, a: float) -> tuple[Tensor, Tensor]:
-        eps = unet(z, self.low, torch.full((len(z),), a, device=z.device))
+        eps = unet(z, torch.full((len(z),), a, device=z.device), low=self.low)
         return (z - (1 - a * a) ** 0.5 * eps) / a, eps
 
     @torch.no_grad()
@@ -121,7 +124,7 @@ def our_worker(settings: Settings, size: Size, device: torch.device) -> Worker:
     """The worker of `distill`, begun on its first stage."""
     with tempfile.TemporaryDirectory() as folder:
         teacher = str(Path(folder) / "teacher.safetensors")
-        save_unet(teacher, UNetFile(unet=make_unet(size.unet), schedule=NoiseSchedule(), facts={}))
+        save_network(teacher, NetworkFile(network=make_unet(size.unet), schedule=NoiseSchedule(), facts={}))
         optim = OptimConfig(batch_size=size.batch, precision=settings.precision, compile=settings.compile)
         config = DistillConfig(
             trajectories="online",  # the worker has a teacher, for the batches that come without targets

@@ -21,10 +21,10 @@ from rich.console import Console
 
 from pipelines.config.parts import Precision
 from pipelines.reporting import Report, show
-from pipelines.weights import load_unet
-from reddit_core.networks.sr3_unet import use_channels_last
+from pipelines.weights import load_student
+from reddit_core.pixels import signed_from_pixels
+from reddit_core.precision import autocast
 from reddit_core.sampler import seeded_noise
-from reddit_core.tiles import enhance_pixels, to_signed
 
 STEPS = (1, 2, 4, 8)
 
@@ -59,24 +59,23 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 @torch.no_grad()
 def bench(settings: Settings) -> Report:
     """Every figure within one run, on the same machine, network and photograph."""
-    file, device = load_unet(settings.weights), pick_device(settings.device, settings.threads)
-    bf16 = settings.precision == "bf16"
-    use_channels_last(file.unet.to(device), bf16=bf16)
-    unet, side, whole = file.unet, settings.side, settings.side
+    device = pick_device(settings.device, settings.threads)
+    student = load_student(settings.weights, device, settings.precision)
+    side, whole = settings.side, settings.side
     pixels = np.random.default_rng(0).integers(0, 64, (side, side, 3), dtype=np.uint8)
-    low, noise = to_signed(pixels, device), seeded_noise((1, 3, side, side), 0).to(device)
+    low, noise = signed_from_pixels(pixels, device), seeded_noise((1, 3, side, side), 0).to(device)
     level = torch.full((1,), 0.5, device=device)
-    calls: dict[str, Callable[[], object]] = {"forward": lambda: unet(noise, low, level)}
+    calls: dict[str, Callable[[], object]] = {"forward": lambda: student.network(noise, level, low=low)}
 
     def enhancement(steps: int, tile: int, overlap: int) -> Callable[[], object]:
-        return lambda: enhance_pixels(unet, pixels, file.schedule, steps, 0, tile, overlap)
+        return lambda: student.enhance(pixels, steps=steps, tile=tile, overlap=overlap)
 
     for steps in STEPS:
         calls[f"whole {steps}"] = enhancement(steps, whole, 0)
         if settings.tile:
             calls[f"tiled {steps}"] = enhancement(steps, settings.tile, settings.tile // 4)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with autocast(device, settings.precision):
         for _ in range(settings.repeats + 1):
             for name, call in calls.items():
                 times[name].append(seconds_of(call, device))

@@ -24,10 +24,10 @@ from making import make_sides, photograph_pairs
 from PIL import Image
 
 from pipelines import shards
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 ROOT = Path(__file__).parents[2]
 SCALES = (1, 4, 16)
@@ -159,8 +159,8 @@ def main(settings: Settings) -> None:
         folder = Path(name)
         torch.manual_seed(0)
         for weights, config in (("teacher", UNET), ("deep", DEEP_UNET)):
-            file = UNetFile(unet=UNet(config), schedule=NoiseSchedule(), facts={"role": "teacher"})
-            save_unet(f"{folder}/{weights}.safetensors", file)
+            file = NetworkFile(network=UNet(config), schedule=NoiseSchedule(), facts={"role": "teacher"})
+            save_network(f"{folder}/{weights}.safetensors", file)
         if "enhance" in settings.jobs:
             measure_enhance(folder)
         jobs = [job for job in ("ingest", "precompute") if job in settings.jobs]

@@ -27,10 +27,10 @@ from pipelines.search.tune import tune
 from pipelines.tracking import OFF
 from pipelines.training import distillation
 from pipelines.training.objective import StageContext, StepContext
-from pipelines.training.precision import autocast
+from pipelines.training.precision import in_precision
 from pipelines.trajectories.precompute import precompute
 from pipelines.trajectories.teachers import teacher_targets
-from pipelines.weights import load_unet
+from pipelines.weights import load_network
 
 TARGET = 1.4
 STAGE = 4
@@ -71,7 +71,7 @@ def make_step(config: DistillConfig) -> Callable[[int], None]:
     device = torch.device("cpu")
     objective = distillation.make_loop(config, OFF, "").objective
     student = objective.begin(StageContext(stage_index=0, device=device)).train()
-    network = autocast(student, device, enabled=False)
+    network = in_precision(student, device, "fp32")
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.optim.learning_rate)
     stage, size = distillation.make_stream(config).stages[0], config.optim.batch_size
     generator = torch.Generator()
@@ -90,7 +90,7 @@ def make_step(config: DistillConfig) -> Callable[[int], None]:
 
 def make_pass(config: DistillConfig) -> Callable[[int], None]:
     """The teacher's evaluation of one batch, as its pass over the data does it, without Ray."""
-    teacher = load_unet(config.teacher).unet
+    teacher = load_network(config.teacher).network
     stage, size = distillation.make_stream(replace(config, trajectories="online")).stages[0], config.optim.batch_size
 
     def evaluate(number: int) -> None:

@@ -72,7 +72,7 @@ def forward(unet: UNet, size: Size, device: torch.device, variant: Variant) -> C
 
     def call() -> None:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=variant != "plain"):
-            network(z, low, level)
+            network(z, level, low=low)
 
     return call
 
@@ -82,7 +82,7 @@ def flops_of(unet: UNet, size: Size) -> int:
     one = torch.zeros(1, 3, size.crop, size.crop)
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
-        unet(one, one, torch.ones(1))
+        unet(one, torch.ones(1), low=one)
     return counter.get_total_flops() * size.batch
 
 

@@ -40,10 +40,10 @@ from pipelines.tracking.run import OFF
 from pipelines.training import runs
 from pipelines.training.distillation import DistillObjective, make_loop, make_stream
 from pipelines.training.loop import Worker
-from pipelines.training.objective import Network, StepContext
+from pipelines.training.objective import Forward, StepContext
 from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.precompute import precompute
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
 
 RAY_TARGET, TWO_TARGET = 0.95, 0.9
 STAGE = 16
@@ -76,12 +76,12 @@ class TimedObjective(DistillObjective):
 
     stamps: list[tuple[float, float]] = field(default_factory=list)
 
-    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, torch.Tensor]:
+    def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, torch.Tensor]:
         self.stamps.append((time.perf_counter(), time.process_time()))
         return super().terms(network, batch, context)
 
-    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
-        super().save(stage_index, unet, metrics, best=best)
+    def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
+        super().save(stage_index, network, metrics, best=best)
         storage.write_bytes(storage.join(self.config.output, "stamps.json"), json.dumps(self.stamps).encode())
 
 

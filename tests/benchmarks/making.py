@@ -10,10 +10,10 @@ from PIL import Image
 
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.ingest import ingest
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 WIDTH, HEIGHT, BLOCK = 600, 400, 8
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
@@ -68,5 +68,5 @@ def make_pairs(folder: Path, num_pairs: int) -> str:
 def make_teacher(folder: Path, size: Size) -> str:
     """The URL of a teacher of that size."""
     url = str(folder / "teacher.safetensors")
-    save_unet(url, UNetFile(unet=make_unet(size.unet), schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(url, NetworkFile(network=make_unet(size.unet), schedule=NoiseSchedule(), facts={"role": "teacher"}))
     return url

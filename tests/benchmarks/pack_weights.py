@@ -15,8 +15,8 @@ import tyro
 
 from pipelines import storage
 from pipelines.reporting import Report, show
-from pipelines.weights import load_unet
-from reddit_core.weights import encode_unet
+from pipelines.weights import load_network
+from reddit_core.weights import encode_network
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def pack(settings: Settings) -> Report:
     for url in settings.weights:
         path = PurePosixPath(url)
         name = f"{path.parent.name}-{path.stem}.f16.safetensors"
-        data = encode_unet(load_unet(url), torch.float16)
+        data = encode_network(load_network(url), torch.float16)
         parts = [data[start : start + most] for start in range(0, len(data), most)]
         for number, part in enumerate(parts):
             storage.write_bytes(storage.join(settings.output, f"{name}.part{number:02d}"), part)

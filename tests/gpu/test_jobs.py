@@ -20,10 +20,10 @@ from pipelines.config.parts import (
 from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import load_unet, save_unet
+from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 SEGMENT = SegmentConfig(crop=32, crops=4)
 OPTIM = OptimConfig(steps=8, batch_size=4, warmup_steps=1, ema_decay=0.5)
@@ -42,8 +42,9 @@ def cache(ray_cluster: None, device: torch.device, tmp_path_factory: pytest.Temp
     ingest(IngestConfig(source=str(root), output=str(root / "pairs"), validation_share=0))
     torch.manual_seed(0)
     unet = UNet(UNetConfig(base_channels=16, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4))
-    save_unet(
-        str(root / "teacher.safetensors"), UNetFile(unet=unet, schedule=NoiseSchedule(), facts={"role": "teacher"})
+    save_network(
+        str(root / "teacher.safetensors"),
+        NetworkFile(network=unet, schedule=NoiseSchedule(), facts={"role": "teacher"}),
     )
     config = PrecomputeConfig(
         pairs=str(root / "pairs"),
@@ -70,7 +71,7 @@ def test_a_second_precompute_leaves_the_same_bytes(cache: PrecomputeConfig, tmp_
 
 
 def weights_of(url: str) -> torch.Tensor:
-    return torch.cat([value.flatten().double() for value in load_unet(url).unet.state_dict().values()])
+    return torch.cat([value.flatten().double() for value in load_network(url).network.state_dict().values()])
 
 
 def distilled(cache: PrecomputeConfig, folder: Path, optim: OptimConfig) -> torch.Tensor:

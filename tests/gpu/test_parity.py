@@ -12,7 +12,7 @@ from torch import Tensor
 from reddit_core.diffusion import Estimate, predict
 from reddit_core.sampler import ddim_sample
 from reddit_core.trajectory import Levels, Segment, teacher_segment
-from reddit_core.weights import UNetFile, decode_unet
+from reddit_core.weights import NetworkFile, decode_network
 
 FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.03
@@ -30,10 +30,10 @@ def without_tf32() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def released(golden: Golden, save_pth: Callable[[Golden], bytes], device: torch.device) -> UNetFile:
+def released(golden: Golden, save_pth: Callable[[Golden], bytes], device: torch.device) -> NetworkFile:
     names = [name for name in golden if name.startswith(("denoise_fn.", "betas"))]
-    file = decode_unet(save_pth({name: golden[name] for name in names}))
-    file.unet.to(device)
+    file = decode_network(save_pth({name: golden[name] for name in names}))
+    file.network.to(device)
     return file
 
 
@@ -51,15 +51,15 @@ def error(value: Tensor, golden: Tensor) -> float:
 
 
 @torch.no_grad()
-def test_unet(golden: Golden, on_device: Golden, released: UNetFile) -> None:
-    output = released.unet(on_device["x_T"], on_device["low"], on_device["unet_level"])
+def test_unet(golden: Golden, on_device: Golden, released: NetworkFile) -> None:
+    output = released.network(on_device["x_T"], on_device["unet_level"], low=on_device["low"])
     assert error(output, golden["unet_out"]) < FP32_TOLERANCE
 
 
 @torch.no_grad()
-def test_unet_in_bf16(golden: Golden, on_device: Golden, released: UNetFile, device: torch.device) -> None:
+def test_unet_in_bf16(golden: Golden, on_device: Golden, released: NetworkFile, device: torch.device) -> None:
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        output = released.unet(on_device["x_T"], on_device["low"], on_device["unet_level"])
+        output = released.network(on_device["x_T"], on_device["unet_level"], low=on_device["low"])
     expected = golden["unet_out"]
     mean_error = (output.float()[:, :, ::2, ::2].cpu() - expected).abs().mean()
     assert 0 < mean_error / expected.abs().mean() < BF16_TOLERANCE
@@ -67,19 +67,19 @@ def test_unet_in_bf16(golden: Golden, on_device: Golden, released: UNetFile, dev
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_steps", [8, 4, 2])
-def test_sampler(golden: Golden, on_device: Golden, released: UNetFile, num_steps: int) -> None:
+def test_sampler(golden: Golden, on_device: Golden, released: NetworkFile, num_steps: int) -> None:
     low, noise = on_device["low"], on_device["x_T"]
-    result = ddim_sample(released.unet, low, noise, released.schedule, num_steps, "released")
+    result = ddim_sample(released.network, noise, released.schedule, num_steps, "released", low=low)
     assert error(result, golden[f"ddim_{num_steps}"]) < FP32_TOLERANCE
 
 
 @torch.no_grad()
-def test_every_intermediate_of_a_segment(golden: Golden, on_device: Golden, released: UNetFile) -> None:
-    def denoise(low: Tensor, z: Tensor, level: Tensor) -> Estimate:
-        return predict(released.unet, low, z, level)
+def test_every_intermediate_of_a_segment(golden: Golden, on_device: Golden, released: NetworkFile) -> None:
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Estimate:
+        return predict(released.network, z, sqrt_alpha_bar, low=low)
 
     levels = Levels(*on_device["levels_tus"].double().unbind(1))
-    segment = teacher_segment(denoise, on_device["low"], on_device["normal"], on_device["noise"], levels)
+    segment = teacher_segment(denoise, on_device["normal"], on_device["noise"], levels, low=on_device["low"])
     for name in Segment._fields:
         expected = golden[f"segment/{name}"]
         # relative to each pixel's size or the mean size, whichever is more, as on the CPU

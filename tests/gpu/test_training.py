@@ -18,10 +18,10 @@ from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
 from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.teachers import teacher_targets
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 BATCH_SIZE, SIDE = 4, 32
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
     teacher = str(tmp_path / "teacher.safetensors")
-    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
     optim = OptimConfig(steps=100, batch_size=BATCH_SIZE, warmup_steps=0, learning_rate=1e-3, precision="bf16")
     config = DistillConfig(
         cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
@@ -74,22 +74,22 @@ def test_bf16_steps_learn_and_leave_float32_weights(loop: Loop, device: torch.de
     train(worker, 30)
     assert worker.state.skipped == 0
     assert float(worker.progress.terms["distill"]) < 0.95 * first
-    kinds = {(value.dtype, value.device.type) for value in worker.state.unet.parameters()}
+    kinds = {(value.dtype, value.device.type) for value in worker.state.network.parameters()}
     assert kinds == {(torch.float32, device.type)}
 
 
 def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None:
     config = replace(loop.objective.config, trajectories="online", pairs=".")
     worker = begin(replace(loop, objective=DistillObjective(config, None, "")), device)
-    before = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in worker.state.network.state_dict().items()}
     worker.step({**records(targets=False), "position": np.arange(BATCH_SIZE)})
     assert worker.state.skipped == 0
-    assert any(not torch.equal(value, before[name]) for name, value in worker.state.unet.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in worker.state.network.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_records_of_one_device_are_the_same_bit_for_bit(loop: Loop, device: torch.device, precision: Precision) -> None:
-    unet = begin(loop, device).state.unet.eval()
+    unet = begin(loop, device).state.network.eval()
     first, again = (teacher_targets(unet, records(targets=False), precision) for _ in range(2))
     assert set(first) == set(TARGET_COLUMNS)
     assert all(torch.equal(first[name], again[name]) for name in TARGET_COLUMNS)
@@ -98,8 +98,8 @@ def test_records_of_one_device_are_the_same_bit_for_bit(loop: Loop, device: torc
 def same(state: TrainState, other: TrainState) -> bool:
     """Whether weights, average and optimizer agree bit for bit, on whichever devices they are."""
     pairs = [
-        (state.unet.state_dict(), other.unet.state_dict()),
-        (state.ema_unet.state_dict(), other.ema_unet.state_dict()),
+        (state.network.state_dict(), other.network.state_dict()),
+        (state.ema_network.state_dict(), other.ema_network.state_dict()),
     ]
     slots = zip(state.optimizer.state.values(), other.optimizer.state.values(), strict=True)
     return all(
@@ -122,7 +122,7 @@ def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(loop: Loop, device: torch.de
     train(first, 2)
     second = moved(first, loop, device)
     assert same(second.state, first.state) and second.state.step == 2
-    assert next(second.state.unet.parameters()).device.type == device.type
+    assert next(second.state.network.parameters()).device.type == device.type
     train(second, 2)
     third = moved(second, loop, CPU)
     assert same(third.state, second.state) and third.state.step == 4
@@ -136,6 +136,6 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(loop: Loop
     resumed = moved(whole, loop, device)
     for worker in (whole, resumed):
         train(worker, 2)
-    for mine, theirs in zip(whole.state.unet.parameters(), resumed.state.unet.parameters(), strict=True):
+    for mine, theirs in zip(whole.state.network.parameters(), resumed.state.network.parameters(), strict=True):
         # A step moves a weight by 1e-3; the order in which a GPU sums gradients shows far below that.
         assert (mine - theirs).abs().mean() < 1e-5

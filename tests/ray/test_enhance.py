@@ -25,10 +25,10 @@ from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance, plan_enhance
 from pipelines.enhancement.enhancer import Enhancer, Work
 from pipelines.enhancement.photo_files import read_photograph
-from pipelines.weights import load_unet, save_unet
+from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance as enhance_untiled
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ONE_THREAD = ComputeConfig(threads=1)
@@ -38,7 +38,7 @@ PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 @pytest.fixture
 def weights(tmp_path: Path, tiny_unet: UNet) -> str:
     url = str(tmp_path / "student.safetensors")
-    save_unet(url, UNetFile(unet=tiny_unet, facts={"num_steps": 2}))
+    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
     return url
 
 
@@ -106,8 +106,8 @@ def test_one_photograph_is_what_the_sampler_makes_of_it(folder: Path, weights: s
     enhance(config)
     low = np.asarray(Image.open(folder / "cup.webp"))
     image = torch.tensor(low).permute(2, 0, 1)[None].float() / 127.5 - 1
-    file = load_unet(weights)
-    expected = (enhance_untiled(file.unet, image, file.schedule, 4, 3)[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    file = load_network(weights)
+    expected = (enhance_untiled(file.network, image, file.schedule, 4, 3)[0].permute(1, 2, 0).numpy() + 1) * 127.5
     result = np.asarray(Image.open(output / "cup.webp"))
     assert np.abs(result - expected).max() <= 0.51
     assert enhance(config).title.startswith("Already done")
@@ -232,7 +232,7 @@ def test_what_was_not_made_of_these_photographs_is_not_taken_for_done(
 
 def test_weights_that_do_not_say_their_steps(folder: Path, tmp_path: Path, tiny_unet: UNet) -> None:
     url = str(tmp_path / "teacher.safetensors")
-    save_unet(url, UNetFile(unet=tiny_unet))
+    save_network(url, NetworkFile(network=tiny_unet))
     with pytest.raises(ValueError, match="add --steps"):
         enhance(EnhanceConfig(source=str(folder), output=str(tmp_path / "out"), weights=url))
 
@@ -247,7 +247,7 @@ def test_what_is_of_one_file_leaves_out_that_one(
     (source / "a.png").symlink_to(source / "a.png")
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(source / "b.png")
     next(tiny_unet.parameters()).data.fill_(float("nan"))
-    save_unet(weights, UNetFile(unet=tiny_unet))
+    save_network(weights, NetworkFile(network=tiny_unet))
     config = EnhanceConfig(source=str(source), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD)
     work = Work(str(source), (), ("a.png", "b.png"), 0, 2, {})
     enhancer = Enhancer(config, work, "cpu")

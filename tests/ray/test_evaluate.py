@@ -25,9 +25,9 @@ from pipelines.evaluation.methods import Method
 from pipelines.evaluation.results import Results, bootstrap, find_cases
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 NUM_PAIRS = 4
 
@@ -55,7 +55,7 @@ def pairs(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> str:
 @pytest.fixture
 def weights(tmp_path: Path, tiny_unet: UNet) -> str:
     url = str(tmp_path / "student.safetensors")
-    save_unet(url, UNetFile(unet=tiny_unet, facts={"num_steps": 2}))
+    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
     return url
 
 
@@ -175,7 +175,7 @@ def test_storage_that_fails_in_an_actor_is_one_clear_error(config: EvaluateConfi
 def test_one_image_of_secret_weights(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
     """The report shows no credentials, and no interval where there is none."""
     url = str(tmp_path / "w.safetensors?X-Amz-Signature=hush-4711")
-    save_unet(url, UNetFile(unet=tiny_unet))
+    save_network(url, NetworkFile(network=tiny_unet))
     evaluate(replace(config, weights=(f"student:2={url}",), seeds=(0,), limit=1))
     page, document = ((Path(config.output) / name).read_text() for name in ("report.html", "report.json"))
     assert "w.safetensors?X-Amz-Signature=***" in page

@@ -14,10 +14,10 @@ from pipelines.experiments.experiment import experiment, judged_pairs, plan_expe
 from pipelines.pairs.ingest import ingest
 from pipelines.shards import read_manifest, write_manifest
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def config(
     pairs, teacher, cache = (str(tmp_path / name) for name in ("pairs", "teacher.safetensors", "cache"))
     ingest(IngestConfig(source=str(make_lol_folder(tmp_path / "LOLv1")), output=pairs, validation_share=0.25))
     torch.manual_seed(0)
-    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
     segment, compute = SegmentConfig(crop=16, crops=2), ComputeConfig(threads=1)
     precompute(
         PrecomputeConfig(pairs=pairs, teacher=teacher, output=cache, stages=(2,), segment=segment, compute=compute)

@@ -17,7 +17,7 @@ from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig,
 from pipelines.pairs.ingest import ingest
 from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
-from pipelines.weights import load_unet
+from pipelines.weights import load_network
 from reddit_core.networks.sr3_unet import UNetConfig
 from tests.ray.processes import started
 
@@ -148,5 +148,6 @@ def test_a_killed_node(whole: TeacherConfig, tmp_path: Path, kind: str) -> None:
     sizes = [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("workers ")]
     assert sizes == [2, 1, 2]
     assert all(
-        torch.isfinite(value).all() for value in load_unet(f"{output}/teacher.safetensors").unet.state_dict().values()
+        torch.isfinite(value).all()
+        for value in load_network(f"{output}/teacher.safetensors").network.state_dict().values()
     )

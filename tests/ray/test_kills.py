@@ -17,10 +17,10 @@ from pipelines.config.jobs import IngestConfig, PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, SegmentConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 from tests.ray.processes import started
 
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
@@ -36,8 +36,8 @@ def whole(
     source = make_lol_folder(root / "LOLv1")
     ingest(IngestConfig(source=str(source), output=str(root / "pairs"), validation_share=0.25))
     torch.manual_seed(0)
-    teacher = UNetFile(unet=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"})
-    save_unet(str(root / "teacher.safetensors"), teacher)
+    teacher = NetworkFile(network=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"})
+    save_network(str(root / "teacher.safetensors"), teacher)
     config = PrecomputeConfig(
         pairs=str(root / "pairs"),
         teacher=str(root / "teacher.safetensors"),

@@ -13,10 +13,10 @@ from pipelines.config.jobs import IngestConfig, PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, SegmentConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import load_unet, save_unet
+from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 TIMEOUT_S = 1200
@@ -29,7 +29,7 @@ def test_nodes_that_share_nothing_but_s3_come_and_go(
     s3.upload(make_lol_folder(tmp_path / "LOLv1"), "LOLv1")
     ingest(IngestConfig(source="s3://data/LOLv1", output="s3://data/pairs", validation_share=0.25))
     teacher = "s3://data/teacher.safetensors"
-    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
     precompute(
         PrecomputeConfig(
             pairs="s3://data/pairs",
@@ -59,6 +59,6 @@ def test_nodes_that_share_nothing_but_s3_come_and_go(
         for folder in ("whole", "changed")
     )
     assert changed == whole and len(whole) > 40
-    weights = load_unet("s3://data/students/student-2.safetensors").unet.state_dict()
+    weights = load_network("s3://data/students/student-2.safetensors").network.state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert not list(tmp_path.glob("runs/*"))

@@ -26,7 +26,7 @@ from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.caches import find_cache
 from pipelines.trajectories.precompute import plan_precompute, precompute
 from pipelines.trajectories.teachers import teacher_targets
-from pipelines.weights import load_hashed_unet, load_unet
+from pipelines.weights import load_hashed_network, load_network
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.networks.sr3_unet import UNetConfig
 
@@ -126,8 +126,8 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 
 def test_the_teacher_learned_and_its_weights_say_what_they_are(made: Made) -> None:
-    file = load_unet(made.weights)
-    assert file.unet.config == UNET
+    file = load_network(made.weights)
+    assert file.network.config == UNET
     assert file.facts["role"] == "teacher"
     assert file.facts["config"]["crop"] == 16
     assert "output" not in file.facts["config"]
@@ -159,7 +159,7 @@ def test_a_cache_holds_every_record_once_in_the_stated_size(made: Made) -> None:
     num_pairs = sum(entry.rows for entry in manifest.shards if entry.split == "train")
     for stage in (4, 2):
         wanted = DistillConfig(cache=made.cache.output, teacher=made.weights, output="unused", segment=SEGMENT)
-        url, cache = find_cache(wanted, stage, *load_hashed_unet(made.weights))
+        url, cache = find_cache(wanted, stage, *load_hashed_network(made.weights))
         table = [row for entry in cache.shards for row in shards.read_shard(url, entry).to_pylist()]
         assert len(table) == cache.num_rows == num_pairs * SEGMENT.crops
         assert len({(row["pair_id"], row["seed"]) for row in table}) == len(table)
@@ -231,7 +231,7 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
         np.testing.assert_array_equal(cached[name], online[name])
         np.testing.assert_array_equal(streamed[name], online[name])
     parts = [{name: values[start : start + 4] for name, values in online.items()} for start in (0, 4)]
-    computed = [teacher_targets(load_unet(made.weights).unet, part, "fp32") for part in parts]
+    computed = [teacher_targets(load_network(made.weights).network, part, "fp32") for part in parts]
     for name in TARGET_COLUMNS:
         expected = np.concatenate([targets[name].numpy() for targets in computed])
         np.testing.assert_array_equal(streamed[name], expected.astype(np.float32))
@@ -245,7 +245,7 @@ def test_two_workers_with_teachers_beside_them_agree_with_one_that_runs_it_itsel
     two = ComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
     distill(replace(config, output=str(made.root / "stream"), trajectories="stream", compute=two))
     alone, together = (
-        load_unet(f"{made.root}/{run}/student-2.safetensors").unet.state_dict() for run in ("online", "stream")
+        load_network(f"{made.root}/{run}/student-2.safetensors").network.state_dict() for run in ("online", "stream")
     )
     check_agreement(alone, together)
 
@@ -297,7 +297,7 @@ def test_students_come_out_of_every_stage_and_two_workers_agree_with_one(made: M
     distill(replace(distill_config(made, "distill-two"), compute=workers))
     for steps in (2, 1):
         alone, together = (
-            load_unet(f"{made.root}/{run}/student-{steps}.safetensors").unet.state_dict()
+            load_network(f"{made.root}/{run}/student-{steps}.safetensors").network.state_dict()
             for run in ("distill", "distill-two")
         )
         check_agreement(alone, together)

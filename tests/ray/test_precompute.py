@@ -13,10 +13,10 @@ from pipelines.config.jobs import IngestConfig, PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, SegmentConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import plan_precompute, precompute
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def config(
     pairs, teacher = str(tmp_path / "pairs"), str(tmp_path / "teacher.safetensors")
     source = str(make_lol_folder(tmp_path / "LOLv1"))
     ingest(IngestConfig(source=source, output=pairs, validation_share=0, pairs_per_shard=3))
-    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
     return PrecomputeConfig(
         pairs=pairs,
         teacher=teacher,

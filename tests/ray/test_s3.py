@@ -18,10 +18,10 @@ from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
 from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import load_unet, save_unet
+from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("ray_cluster")]
 
@@ -71,7 +71,9 @@ def bucket(
 def fill() -> None:
     ingest(INGEST)
     torch.manual_seed(0)
-    save_unet(PRECOMPUTE.teacher, UNetFile(unet=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(
+        PRECOMPUTE.teacher, NetworkFile(network=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"})
+    )
     assert [row["stage"] for row in precompute(PRECOMPUTE).rows] == [16, 8]
 
 
@@ -171,7 +173,7 @@ def test_a_teacher_is_trained_from_bucket_to_bucket(bucket, tmp_path: Path) -> N
         tracking=tracking(tmp_path),
     )
     train_teacher(config)
-    assert load_unet(f"{URL}/trained/teacher.safetensors").facts["role"] == "teacher"
+    assert load_network(f"{URL}/trained/teacher.safetensors").facts["role"] == "teacher"
     assert "already trained" in train_teacher(config).title
     check_secret(bucket, tmp_path)
 

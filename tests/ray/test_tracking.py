@@ -26,7 +26,7 @@ from pipelines.tracking.outbox import RejectedError, UnavailableError
 from pipelines.tracking.spill import Point
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance
-from reddit_core.weights import UNetFile, encode_unet
+from reddit_core.weights import NetworkFile, encode_network
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ def test_images_files_and_datasets_arrive(server, tmp_path: Path) -> None:
 
 def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) -> None:
     handle = open_run(config_of(server.uri, "models"), "/data/student", {})
-    file = UNetFile(unet=tiny_unet)
+    file = NetworkFile(network=tiny_unet)
     card = ModelCard(steps=2, data="eight photographs", metrics=[{"psnr": 20.0, "psnr_gt_mean": 22.0}])
     images = np.random.default_rng(0).integers(0, 256, (2, 18, 23, 3), dtype=np.uint8)
-    urls = [tracking.register_student(handle, "tiny-student", encode_unet(file), images[:1], card) for _ in range(2)]
+    urls = [tracking.register_student(handle, "tiny-student", encode_network(file), images[:1], card) for _ in range(2)]
     assert urls == ["models:/tiny-student/1"] * 2
     version = MlflowClient(server.uri).get_model_version("tiny-student", "1")
     assert "eight photographs" in version.description

@@ -14,11 +14,11 @@ from pipelines.trajectories.crops import check_crop
 from pipelines.trajectories.records import record_spec
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 SEGMENT = SegmentConfig(crop=16, crops=2)
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
-TEACHER = UNetFile(unet=UNet(UNET), schedule=NoiseSchedule(), facts={})
+TEACHER = NetworkFile(network=UNet(UNET), schedule=NoiseSchedule(), facts={})
 PAIRS = Manifest(
     kind="pairs",
     spec={"source": "here"},
@@ -33,7 +33,7 @@ def write_cache(root: Path, **changes: object) -> str:
     return url
 
 
-def find(root: Path, teacher: UNetFile = TEACHER) -> str:
+def find(root: Path, teacher: NetworkFile = TEACHER) -> str:
     config = DistillConfig(cache=str(root), teacher="t", output="o", segment=SEGMENT)
     return find_cache(config, 4, teacher, "abc")[0]
 
@@ -86,7 +86,7 @@ def test_of_several_that_do_not_fit_the_nearest_is_compared(tmp_path: Path) -> N
 
 def test_the_groups_that_a_released_file_was_read_with_are_a_part_of_the_key(tmp_path: Path) -> None:
     write_cache(tmp_path)
-    other = replace(TEACHER, unet=UNet(replace(UNET, norm_groups=8)))
+    other = replace(TEACHER, network=UNet(replace(UNET, norm_groups=8)))
     with pytest.raises(ValueError, match="norm_groups is 4, asked for 8"):
         find(tmp_path, other)
 
@@ -109,6 +109,6 @@ def test_a_cache_of_another_schema_version_does_not_count(tmp_path: Path, monkey
 
 
 def test_crops_that_the_network_cannot_halve_are_refused() -> None:
-    check_crop(SEGMENT, TEACHER.unet)
+    check_crop(SEGMENT, TEACHER.network)
     with pytest.raises(ValueError, match=r"segment.crop is 17, .* multiple of the teacher's 2; use 18"):
-        check_crop(replace(SEGMENT, crop=17), TEACHER.unet)
+        check_crop(replace(SEGMENT, crop=17), TEACHER.network)

@@ -98,9 +98,9 @@ def test_predict_runs_in_the_networks_dtype_and_answers_in_float64(tiny_unet: UN
     low, z = normal_images(0, 2)
     a = levels(0.3, 0.9)
     with torch.no_grad():
-        single = predict(tiny_unet, low, z, a)
-        raw = tiny_unet(z.float(), low.float(), a.float())
-        double = predict(tiny_unet.double(), low, z, a)
+        single = predict(tiny_unet, z, a, low=low)
+        raw = tiny_unet(z.float(), a.float(), low=low.float())
+        double = predict(tiny_unet.double(), z, a, low=low)
     assert torch.equal(single.x_0, interpret(raw, z, a, "v").x_0)
     assert single.x_0.dtype == single.eps.dtype == torch.float64
     torch.testing.assert_close(single.x_0, double.x_0, rtol=1e-4, atol=1e-4)

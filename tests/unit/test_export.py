@@ -14,26 +14,27 @@ from pipelines.config.use import ExportConfig
 from pipelines.enhancement import exporting
 from pipelines.enhancement.exporting import export, onnx_session, plan_export, run_onnx
 from pipelines.model_card import HEADING
-from pipelines.weights import save_unet
-from reddit_core.networks.sr3_unet import Prediction, UNet, UNetConfig
+from pipelines.weights import save_network
+from reddit_core.networks import Prediction
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 
-def file_of(prediction: Prediction = "v", **facts: Any) -> UNetFile:
+def file_of(prediction: Prediction = "v", **facts: Any) -> NetworkFile:
     torch.manual_seed(0)
     config = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4, prediction=prediction)
-    return UNetFile(unet=UNet(config).eval(), facts=facts)
+    return NetworkFile(network=UNet(config).eval(), facts=facts)
 
 
-@pytest.mark.parametrize(("prediction", "steps"), [("v", 2), ("eps", 1)])
+@pytest.mark.parametrize(("prediction", "steps"), [("v", 2), ("eps", 1), ("x", 2)])
 def test_exports_give_the_samplers_results(
     tmp_path: Path, prediction: Prediction, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = file_of(prediction, num_steps=steps)
     weights, output = tmp_path / "student.safetensors", tmp_path / "exported"
-    save_unet(str(weights), file)
+    save_network(str(weights), file)
     (tmp_path / "README.md").write_text(f"{HEADING}\n\nthe card\n")
     report = export(ExportConfig(weights=str(weights), output=str(output)))
     assert len(report.rows) == 4
@@ -52,7 +53,7 @@ def test_exports_give_the_samplers_results(
     for shape in ((1, 3, 20, 34), (3, 3, 6, 4)):
         low, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
         with torch.no_grad():
-            expected = ddim_sample(file.unet, low, noise, NoiseSchedule(), steps)
+            expected = ddim_sample(file.network, noise, NoiseSchedule(), steps, low=low)
             torch.testing.assert_close(program(low, noise), expected, atol=1e-4, rtol=0)
         np.testing.assert_allclose(run_onnx(session, low.numpy(), noise.numpy()), expected.numpy(), atol=1e-4, rtol=0)
 
@@ -108,14 +109,14 @@ def test_the_card_says_where_the_steps_differ(tmp_path: Path, beside: bool) -> N
 
 
 def test_the_plan_says_what_would_be_written(tmp_path: Path) -> None:
-    save_unet(str(tmp_path / "w.safetensors"), file_of(num_steps=4))
+    save_network(str(tmp_path / "w.safetensors"), file_of(num_steps=4))
     report = plan_export(ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out")))
     assert report.facts["steps"] == 4
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_input_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_unet(str(tmp_path / "w.safetensors"), file_of())
+    save_network(str(tmp_path / "w.safetensors"), file_of())
     config = ExportConfig(weights=str(tmp_path / "w.safetensors"), output=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="add --steps N"):
         export(config)

@@ -20,9 +20,9 @@ from pipelines.evaluation.report_page import cell, label
 from pipelines.evaluation.results import Results, find_cases, interval, intervals
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest, ShardEntry
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 SECRET = "hush-4711"
 ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
@@ -46,7 +46,7 @@ def config(tmp_path: Path, tiny_unet: UNet) -> EvaluateConfig:
     """Of weights whose URL holds a credential."""
     pairs, weights = str(tmp_path / "pairs"), str(tmp_path / f"w.safetensors?X-Amz-Signature={SECRET}")
     write_pairs(pairs, 1)
-    save_unet(weights, UNetFile(unet=tiny_unet, facts={"num_steps": 2}))
+    save_network(weights, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
     return EvaluateConfig(
         pairs=pairs, output=str(tmp_path / "o"), weights=(f"student:2={weights}",), compute=ComputeConfig(threads=1)
     )
@@ -121,7 +121,7 @@ def test_a_flat_ground_truth_has_no_sharpness_and_does_not_count(config: Evaluat
 def test_a_result_that_is_not_finite_is_refused(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
     next(tiny_unet.parameters()).data.fill_(math.nan)
     broken = str(tmp_path / "broken.safetensors")
-    save_unet(broken, UNetFile(unet=tiny_unet))
+    save_network(broken, NetworkFile(network=tiny_unet))
     judge = Judge(EvaluateConfig(pairs=config.pairs, output="o", weights=(f"student:2={broken}",)), [], "", "cpu")
     with pytest.raises(ValueError, match=r"the result of student:2 for p7 holds values that are not finite; use"):
         judge.run(judge.methods[2], np.zeros((32, 32, 3), np.uint8), 0, "p7")
@@ -133,7 +133,7 @@ def test_a_call_takes_as_much_memory_the_third_time(tiny_unet: UNet) -> None:
     for _ in range(3):
         gauge.start()
         with torch.no_grad():
-            tiny_unet(image, image, torch.ones(1))
+            tiny_unet(image, torch.ones(1), low=image)
         measured.append(gauge.peak_mb())
     attention = (48 * 48) ** 2 * 4 / 1e6  # of the inner level, every pixel to every other
     assert min(measured) > attention

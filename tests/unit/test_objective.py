@@ -13,11 +13,12 @@ from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig
 from pipelines.shards import TARGET_COLUMNS, trajectory_schema
 from pipelines.tracking.run import OFF
 from pipelines.training.loop import Loop, Worker, step_seed
-from pipelines.training.objective import Network, StageContext, StepContext
-from pipelines.trajectories.crops import Batch, to_images
+from pipelines.training.objective import Forward, StageContext, StepContext
+from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.teachers import teacher_targets
 from reddit_core.diffusion import add_noise
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.pixels import signed_from_pixels
 
 CPU = torch.device("cpu")
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
@@ -43,15 +44,15 @@ class SelfConsistency:
         self.stages_begun.append(context)
         return UNet(UNET).to(context.device)
 
-    def terms(self, network: Network, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+    def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         self.contexts.append(context)
         self.averages.append(next(context.averaged.parameters()).clone())
-        low, normal = (to_images(batch[name], context.device) for name in ("low", "normal"))
+        low, normal = (signed_from_pixels(batch[name], context.device) for name in ("low", "normal"))
         eps = torch.randn(normal.shape, generator=context.generator, device=context.device)
         noisy, cleaner = torch.full((len(low),), 0.5), torch.full((len(low),), 0.6)
         with torch.no_grad():
-            target = context.averaged(add_noise(normal, eps, cleaner).float(), low, cleaner)
-        output = network(add_noise(normal, eps, noisy), low, noisy)
+            target = context.averaged(add_noise(normal, eps, cleaner).float(), cleaner, low=low)
+        output = network(add_noise(normal, eps, noisy), noisy, low=low)
         loss = (output - target).square().mean(dim=(1, 2, 3))
         return {"loss": loss, "consistency": loss}
 

@@ -10,15 +10,17 @@ from reddit_core.diffusion import Estimate, predict
 from reddit_core.retinex import ReflectanceConfig, reflectance
 from reddit_core.sampler import ddim_sample
 from reddit_core.trajectory import Levels, Segment, refine, refined_targets, teacher_segment, unrefined_x_target
-from reddit_core.weights import UNetFile, decode_unet
+from reddit_core.weights import NetworkFile, decode_network
 
 Golden = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def released(golden: Golden, save_pth: Callable[[Golden], bytes]) -> UNetFile:
+def released(golden: Golden, save_pth: Callable[[Golden], bytes]) -> NetworkFile:
     """The released network, through the `.pth` reader."""
-    return decode_unet(save_pth({name: golden[name] for name in golden if name.startswith(("denoise_fn.", "betas"))}))
+    return decode_network(
+        save_pth({name: golden[name] for name in golden if name.startswith(("denoise_fn.", "betas"))})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +29,12 @@ def levels(golden: Golden) -> Levels:
 
 
 @pytest.fixture(scope="module")
-def segment(golden: Golden, released: UNetFile, levels: Levels) -> Segment:
-    def denoise(low: Tensor, z: Tensor, level: Tensor) -> Estimate:
-        return predict(released.unet, low, z, level)
+def segment(golden: Golden, released: NetworkFile, levels: Levels) -> Segment:
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Estimate:
+        return predict(released.network, z, sqrt_alpha_bar, low=low)
 
     with torch.no_grad():
-        return teacher_segment(denoise, image(golden, "low"), image(golden, "normal"), golden["noise"], levels)
+        return teacher_segment(denoise, image(golden, "normal"), golden["noise"], levels, low=image(golden, "low"))
 
 
 def image(golden: Golden, name: str) -> Tensor:
@@ -50,29 +52,28 @@ def relative_error(value: Tensor, golden: Tensor) -> float:
     return float(((at_kept_pixels(value) - golden).abs() / scale).max())
 
 
-def test_schedule_gives_the_released_betas(golden: Golden, released: UNetFile) -> None:
+def test_schedule_gives_the_released_betas(golden: Golden, released: NetworkFile) -> None:
     table = torch.cumprod(1 - golden["betas"].double(), dim=0)
     torch.testing.assert_close(released.schedule.alpha_bar[1:], table, rtol=1e-5, atol=0)
 
 
-def test_unet(golden: Golden, released: UNetFile) -> None:
+def test_unet(golden: Golden, released: NetworkFile) -> None:
     with torch.no_grad():
-        output = released.unet(golden["x_T"], image(golden, "low"), golden["unet_level"])
+        output = released.network(golden["x_T"], golden["unet_level"], low=image(golden, "low"))
     assert (at_kept_pixels(output) - golden["unet_out"]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("num_steps", [8, 4, 2])
-def test_ddim_as_released(golden: Golden, released: UNetFile, num_steps: int) -> None:
+def test_ddim_as_released(golden: Golden, released: NetworkFile, num_steps: int) -> None:
     with torch.no_grad():
-        result = ddim_sample(
-            released.unet, image(golden, "low"), golden["x_T"], released.schedule, num_steps, "released"
-        )
+        low = image(golden, "low")
+        result = ddim_sample(released.network, golden["x_T"], released.schedule, num_steps, "released", low=low)
     assert (at_kept_pixels(result) - golden[f"ddim_{num_steps}"]).abs().max() < 1e-4
 
 
-def test_exact_ddim_is_another_one(golden: Golden, released: UNetFile) -> None:
+def test_exact_ddim_is_another_one(golden: Golden, released: NetworkFile) -> None:
     with torch.no_grad():
-        result = ddim_sample(released.unet, image(golden, "low"), golden["x_T"], released.schedule, 2)
+        result = ddim_sample(released.network, golden["x_T"], released.schedule, 2, low=image(golden, "low"))
     assert (at_kept_pixels(result) - golden["ddim_2"]).abs().max() > 1e-3
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reddit_core.diffusion import add_noise, eps_from_x_0, v_from
-from reddit_core.networks.sr3_unet import Prediction, UNet, UNetConfig
+from reddit_core.networks import Prediction
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.sampler import ddim_sample, enhance, pad_to_multiple, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 
@@ -19,25 +20,25 @@ def random_low(height: int, width: int, batch: int = 1) -> Tensor:
 
 
 class KnowingNetwork(UNet):
-    """Says exactly which noise lies over the image that it knows."""
+    """Predicts without error, since it knows the image."""
 
     def __init__(self, x_0: Tensor, prediction: Prediction) -> None:
         super().__init__(UNetConfig(base_channels=8, channel_mults=(1,), norm_groups=4, prediction=prediction))
         self.double()
         self.x_0 = x_0
 
-    def forward(self, z: Tensor, low: Tensor, sqrt_alpha_bar: Tensor) -> Tensor:
+    def forward(self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Tensor:
         eps = eps_from_x_0(z, self.x_0, sqrt_alpha_bar)
-        return eps if self.config.prediction == "eps" else v_from(self.x_0, eps, sqrt_alpha_bar)
+        outputs = {"eps": eps, "v": v_from(self.x_0, eps, sqrt_alpha_bar), "x": self.x_0}
+        return outputs[self.config.prediction]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x"])
 def test_a_perfect_network_gives_the_image_in_any_number_of_steps(num_steps: int, prediction: Prediction) -> None:
     x_0 = random_low(4, 6, batch=2).double()
-    result = ddim_sample(
-        KnowingNetwork(x_0, prediction), torch.zeros_like(x_0), seeded_noise((2, 3, 4, 6), 5), SCHEDULE, num_steps
-    )
+    network, noise = KnowingNetwork(x_0, prediction), seeded_noise((2, 3, 4, 6), 5)
+    result = ddim_sample(network, noise, SCHEDULE, num_steps, low=torch.zeros_like(x_0))
     torch.testing.assert_close(result, x_0)
 
 
@@ -45,7 +46,7 @@ def test_each_step_starts_from_the_clipped_image() -> None:
     x_0, noise, seen = 3 * random_low(4, 6).double(), seeded_noise((1, 3, 4, 6), 5), []
     network = KnowingNetwork(x_0, "v")
     network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    ddim_sample(network, torch.zeros_like(x_0), noise, SCHEDULE, 2)
+    ddim_sample(network, noise, SCHEDULE, 2, low=torch.zeros_like(x_0))
     a_t, a_s = SCHEDULE.sqrt_alpha_bar[[512, 256]].split(1)
     clipped = x_0.clamp(-1, 1)
     torch.testing.assert_close(seen[1], add_noise(clipped, eps_from_x_0(noise, clipped, a_t), a_s))
@@ -53,7 +54,7 @@ def test_each_step_starts_from_the_clipped_image() -> None:
 
 def test_the_network_is_asked_at_the_grids_levels(tiny_unet: UNet) -> None:
     levels: list[float] = []
-    tiny_unet.register_forward_pre_hook(lambda _, args: levels.append(float(args[2][0])))
+    tiny_unet.register_forward_pre_hook(lambda _, args: levels.append(float(args[1][0])))
     enhance(tiny_unet, random_low(8, 8), SCHEDULE, 4, seed=0)
     torch.testing.assert_close(torch.tensor(levels), SCHEDULE.sqrt_alpha_bar[[512, 384, 256, 128]].float())
 

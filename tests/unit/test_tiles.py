@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reddit_core import tiles
+from reddit_core.networks import Network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.pixels import Pixels
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
-from reddit_core.tiles import blend_weights, enhance_pixels, plan_spans, plan_tiles, sample_boxes, spread
-from reddit_core.weights import decode_unet
+from reddit_core.student import Student
+from reddit_core.tiles import blend_weights, plan_spans, plan_tiles, sample_boxes, spread
+from reddit_core.weights import NetworkFile, decode_network
 
 SCHEDULE = NoiseSchedule()
 TRAINED = Path(__file__).parents[2] / "weights" / "demo-teacher.safetensors"
@@ -30,6 +33,13 @@ def deeper_unet(request: pytest.FixtureRequest) -> UNet:
         base_channels=8, channel_mults=(1, 2, 2), num_res_blocks=1, norm_groups=4, prediction=request.param
     )
     return UNet(config).eval()
+
+
+def enhance(
+    network: Network, pixels: Pixels, steps: int, seed: int = 0, tile: int = 1024, overlap: int = 64
+) -> NDArray[np.unsignedinteger]:
+    student = Student(NetworkFile(network=network, schedule=SCHEDULE))
+    return student.enhance(pixels, seed=seed, steps=steps, tile=tile, overlap=min(overlap, tile // 4))
 
 
 def darkened(photograph: NDArray[np.uint8], repeat: int = 2) -> NDArray[np.uint8]:
@@ -95,23 +105,21 @@ def test_spread_is_even_and_complete_where_it_can_be() -> None:
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_tiled_is_untiled(deeper_unet: UNet, photographs: dict[str, NDArray[np.uint8]], num_steps: int) -> None:
     pixels = darkened(photographs["coffee"])[:183, :250]
-    whole = enhance_pixels(deeper_unet, pixels, SCHEDULE, num_steps, seed=0, tile=256).astype(float)
-    tiled = enhance_pixels(deeper_unet, pixels, SCHEDULE, num_steps, seed=0, tile=160, overlap=40)
+    whole = enhance(deeper_unet, pixels, num_steps, tile=256).astype(float)
+    tiled = enhance(deeper_unet, pixels, num_steps, tile=160, overlap=40)
     assert np.abs(tiled - whole).mean() < 0.5
 
 
 def test_tiles_of_a_trained_network_leave_no_seams(photographs: dict[str, NDArray[np.uint8]]) -> None:
     """Tiled is untiled, and what differs does not jump where one tile gives way to the next (cut hard, 12-fold)."""
-    file = decode_unet(TRAINED.read_bytes())
+    file = decode_network(TRAINED.read_bytes())
     pixels = darkened(photographs["coffee"])[:128].astype(np.uint16) * 257
-    whole, tiled = (
-        enhance_pixels(file.unet, pixels, file.schedule, 2, 0, tile, overlap=24) / 257 for tile in (256, 96)
-    )
+    whole, tiled = (Student(file).enhance(pixels, steps=2, tile=tile, overlap=24) / 257 for tile in (256, 96))
     difference = tiled - whole
     assert np.abs(difference).mean() < 0.5
     jumps = np.abs(np.diff(difference, axis=1)).mean(axis=(0, 2))
     at_seams = np.zeros(len(jumps), bool)
-    for earlier, later in pairwise(plan_spans(pixels.shape[1], 96, 24, file.unet.config.size_multiple)):
+    for earlier, later in pairwise(plan_spans(pixels.shape[1], 96, 24, file.network.config.size_multiple)):
         at_seams[later.start : earlier.stop] = True
     assert jumps[at_seams].max() < 5 * jumps[~at_seams].mean()
 
@@ -121,18 +129,16 @@ def test_without_shared_statistics_tiles_would_differ(
 ) -> None:
     """What `shared_statistics` is for: the same tile, alone and as a part."""
     pixels = darkened(photographs["rocket"])
-    whole = enhance_pixels(deeper_unet, pixels, SCHEDULE, 1, seed=0, tile=256).astype(float)
-    alone = enhance_pixels(deeper_unet, np.ascontiguousarray(pixels[:96, :96]), SCHEDULE, 1, seed=0)
-    tiled = enhance_pixels(deeper_unet, pixels, SCHEDULE, 1, seed=0, tile=96, overlap=24)
+    whole = enhance(deeper_unet, pixels, 1, tile=256).astype(float)
+    alone = enhance(deeper_unet, np.ascontiguousarray(pixels[:96, :96]), 1)
+    tiled = enhance(deeper_unet, pixels, 1, tile=96, overlap=24)
     inner = np.s_[16:64, 16:64]
     assert np.abs(tiled[inner] - whole[inner]).mean() < np.abs(alone[inner] - whole[inner]).mean() / 4
 
 
 def test_same_seed_same_bytes_other_seed_others(tiny_unet: UNet, photographs: dict[str, NDArray[np.uint8]]) -> None:
     pixels = darkened(photographs["chelsea"], repeat=1)
-    first, again, other = (
-        enhance_pixels(tiny_unet, pixels, SCHEDULE, 1, seed, tile=64, overlap=16) for seed in (0, 0, 1)
-    )
+    first, again, other = (enhance(tiny_unet, pixels, 1, seed=seed, tile=64, overlap=16) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -141,8 +147,8 @@ def test_16_bit_is_finer_than_8_bit_and_agrees_with_it(
     tiny_unet: UNet, photographs: dict[str, NDArray[np.uint8]]
 ) -> None:
     pixels = darkened(photographs["astronaut"], repeat=1)
-    shallow = enhance_pixels(tiny_unet, pixels, SCHEDULE, 2, seed=0)
-    deep = enhance_pixels(tiny_unet, pixels.astype(np.uint16) * 257, SCHEDULE, 2, seed=0)
+    shallow = enhance(tiny_unet, pixels, 2)
+    deep = enhance(tiny_unet, pixels.astype(np.uint16) * 257, 2)
     assert deep.dtype == np.uint16
     assert np.abs(deep / 257 - shallow).max() <= 0.51
     assert len(np.unique(deep)) > 256
@@ -151,13 +157,14 @@ def test_16_bit_is_finer_than_8_bit_and_agrees_with_it(
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (200, 3)])
 def test_any_size_works(tiny_unet: UNet, shape: tuple[int, int]) -> None:
     pixels = np.full((*shape, 3), 9, np.uint8)
-    result = enhance_pixels(tiny_unet, pixels, SCHEDULE, 1, seed=0, tile=24, overlap=4)
+    result = enhance(tiny_unet, pixels, 1, tile=24, overlap=4)
     assert result.shape == pixels.shape
 
 
 def test_overlap_is_checked(tiny_unet: UNet) -> None:
     with pytest.raises(ValueError, match="overlap is 40, but must be between 0 and a quarter of the tile's 100"):
-        enhance_pixels(tiny_unet, np.zeros((8, 8, 3), np.uint8), SCHEDULE, 1, 0, tile=100, overlap=40)
+        student = Student(NetworkFile(network=tiny_unet))
+        student.enhance(np.zeros((8, 8, 3), np.uint8), steps=1, tile=100, overlap=40)
 
 
 def test_peak_memory_does_not_hold_the_features_of_the_whole_image(
@@ -167,12 +174,12 @@ def test_peak_memory_does_not_hold_the_features_of_the_whole_image(
     seen: list[int] = []
     forward = UNet.forward
 
-    def watched(self: UNet, z: torch.Tensor, low: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    def watched(self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor) -> torch.Tensor:
         seen.append(z.shape[0] * z.shape[2] * z.shape[3])
-        return forward(self, z, low, level)
+        return forward(self, z, level, low=low)
 
     monkeypatch.setattr(UNet, "forward", watched)
-    enhance_pixels(tiny_unet, np.full((100, 133, 3), 20, np.uint8), SCHEDULE, 1, 0, tile=64, overlap=16)
+    enhance(tiny_unet, np.full((100, 133, 3), 20, np.uint8), 1, tile=64, overlap=16)
     assert max(seen) <= (64 + 4) ** 2
 
 
@@ -181,13 +188,17 @@ def test_statistics_of_a_sample_that_is_the_whole_image_are_exact(deeper_unet: U
     level = torch.tensor([0.3])
     network = SharedNetwork(deeper_unet)
     with torch.no_grad():
-        expected = deeper_unet(noise, low, level)
-        torch.testing.assert_close(network.sampling()(noise, low, level), expected, rtol=1e-4, atol=1e-5)
-        network.surveying(1, 64, Core(0, 64, 0, 64))(noise, low, level)
+        expected = deeper_unet(noise, level, low=low)
+        with network.sample() as sampled:
+            torch.testing.assert_close(sampled(noise, level, low=low), expected, rtol=1e-4, atol=1e-5)
+        with network.survey(1, 64, Core(0, 64, 0, 64)) as surveyed:
+            surveyed(noise, level, low=low)
         network.learn()
-        network.sampling()(noise, low, level)
+        with network.sample() as sampled:
+            sampled(noise, level, low=low)
         assert network.change < 1e-4
-        torch.testing.assert_close(network.applying()(noise, low, level), expected, rtol=1e-4, atol=1e-5)
+        with network.apply() as applied:
+            torch.testing.assert_close(applied(noise, level, low=low), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_network_itself_is_left_alone(tiny_unet: UNet) -> None:

@@ -28,10 +28,11 @@ from pipelines.training.progress import Progress
 from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.training.validation import mean_metric
 from pipelines.trajectories.crops import Batch
-from pipelines.weights import load_unet, save_unet
-from reddit_core.networks.sr3_unet import UNet, UNetConfig, use_channels_last
+from pipelines.weights import load_network, save_network
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.precision import lay_out_for_inference
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 BATCH_SIZE = 8
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
     teacher = str(tmp_path / "teacher.safetensors")
-    save_unet(teacher, UNetFile(unet=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
     return make_loop(teacher, accumulate=1)
 
 
@@ -79,7 +80,7 @@ def gradients(loop: Loop, rank: int, world_size: int) -> dict[str, torch.Tensor]
     batch, found = records(worker_positions(BATCH_SIZE, share, 0, rank)), []
     for _ in range(2):
         worker.accumulate_gradients(batch, worker.step_context())
-        parameters = worker.state.unet.named_parameters()
+        parameters = worker.state.network.named_parameters()
         found.append({name: value.grad.clone() for name, value in parameters if value.grad is not None})
         worker.state.optimizer.zero_grad(set_to_none=True)
     # Or a process that has just begun would not end with the same bits as one that went on.
@@ -137,14 +138,14 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(loop: Loop, n
     worker = Worker(loop, 0, 1, CPU, None)
     worker.begin_stage(0)
     good = records(np.arange(BATCH_SIZE))
-    before = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in worker.state.network.state_dict().items()}
     worker.step(spoil(good, name))
     assert (worker.state.skipped, worker.state.step) == (1, 1)
-    assert not differs(worker.state.unet, before)
+    assert not differs(worker.state.network, before)
     assert int(worker.state.ema.n_averaged) == 0
     worker.step({**good, "position": good["position"] + BATCH_SIZE})
     assert worker.state.skipped == 1
-    assert differs(worker.state.unet, before)
+    assert differs(worker.state.network, before)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +160,13 @@ def test_the_rate_warms_up_and_takes_its_shape(shape: str, rates: list[float]) -
 def test_the_average_follows_the_weights_faster_at_first(loop: Loop) -> None:
     worker = Worker(replace(loop, optim=replace(loop.optim, ema_decay=0.15)), 0, 1, CPU, None)
     worker.begin_stage(0)
-    expected = {name: value.clone() for name, value in worker.state.unet.state_dict().items()}
+    expected = {name: value.clone() for name, value in worker.state.network.state_dict().items()}
     for step, decay in enumerate((None, 2 / 11, 0.15)):  # the first one copies, then (1 + n) / (10 + n), at most 0.15
         worker.step(records(step * BATCH_SIZE + np.arange(BATCH_SIZE)))
-        weights = worker.state.unet.state_dict()
+        weights = worker.state.network.state_dict()
         share = min(decay or 0.0, 0.15)
         expected = {name: share * value + (1 - share) * weights[name] for name, value in expected.items()}
-    for name, value in worker.state.ema_unet.state_dict().items():
+    for name, value in worker.state.ema_network.state_dict().items():
         torch.testing.assert_close(value, expected[name])
 
 
@@ -175,7 +176,7 @@ def test_gradients_are_clipped_before_the_step(loop: Loop, monkeypatch: pytest.M
     norms: list[float] = []
 
     def look() -> None:
-        norms.append(float(torch.nn.utils.get_total_norm(p.grad for p in worker.state.unet.parameters())))
+        norms.append(float(torch.nn.utils.get_total_norm(p.grad for p in worker.state.network.parameters())))
 
     monkeypatch.setattr(worker.state.optimizer, "step", look)
     worker.step(records(np.arange(BATCH_SIZE)))
@@ -196,7 +197,7 @@ def test_the_best_weights_are_kept_also_after_a_restart(
         return worker
 
     def kept() -> float:
-        return float(load_unet(f"{tmp_path}/student-2-best.safetensors").facts["validation"]["psnr"])
+        return float(load_network(f"{tmp_path}/student-2-best.safetensors").facts["validation"]["psnr"])
 
     worker, psnr = begin(), []
     for _ in range(3):
@@ -262,20 +263,21 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
 
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
     base = replace(loop.objective.config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online")  # type: ignore[attr-defined]
-    first = load_unet(base.teacher)
+    first = load_network(base.teacher)
     with torch.no_grad():
-        for parameter in first.unet.parameters():
+        for parameter in first.network.parameters():
             parameter.add_(1)
-    save_unet(f"{tmp_path}/student-2.safetensors", first)
+    save_network(f"{tmp_path}/student-2.safetensors", first)
     taught_by = {}
     for progressive in (False, True):
         objective = DistillObjective(replace(base, progressive=progressive), None, "")
         student = objective.begin(StageContext(stage_index=1, device=CPU))
-        assert not differs(student, load_unet(base.teacher).unet.state_dict()), "it starts from the original teacher"
+        teacher = load_network(base.teacher).network
+        assert not differs(student, teacher.state_dict()), "it starts from the original teacher"
         assert objective.teacher
         taught_by[progressive] = objective.teacher
-    assert not differs(taught_by[False], load_unet(base.teacher).unet.state_dict())
-    assert not differs(taught_by[True], first.unet.state_dict())
+    assert not differs(taught_by[False], load_network(base.teacher).network.state_dict())
+    assert not differs(taught_by[True], first.network.state_dict())
 
 
 def saved(worker: Worker) -> Checkpoint:
@@ -337,8 +339,8 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     def begin() -> Worker:
         worker = Worker(loop, 0, 1, CPU, None)
         worker.begin_stage(0)
-        use_channels_last(worker.state.unet, bf16=True)  # another layout than that of a checkpoint
-        worker.state.optimizer = torch.optim.AdamW(worker.state.unet.parameters(), fused=True)
+        lay_out_for_inference(worker.state.network, "bf16")  # another layout than that of a checkpoint
+        worker.state.optimizer = torch.optim.AdamW(worker.state.network.parameters(), fused=True)
         return worker
 
     whole, resumed = begin(), begin()
@@ -348,18 +350,18 @@ def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     for batch in batches[1:]:
         whole.step(batch)
         resumed.step(batch)
-    assert not differs(resumed.state.unet, whole.state.unet.state_dict())
+    assert not differs(resumed.state.network, whole.state.network.state_dict())
 
 
 def test_a_student_has_no_dropout_whatever_its_teacher_had(tmp_path: Path) -> None:
     config = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4, dropout=0.5)
-    teacher = UNetFile(unet=UNet(config), schedule=NoiseSchedule(), facts={})
+    teacher = NetworkFile(network=UNet(config), schedule=NoiseSchedule(), facts={})
     url = str(tmp_path / "teacher.safetensors")
-    save_unet(url, teacher)
+    save_network(url, teacher)
     objective = DistillObjective(DistillConfig(cache="c", teacher=url, output="o"), None, "")
     student = objective.begin(StageContext(stage_index=0, device=CPU)).train()
     z, level = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
-    torch.testing.assert_close(student(z, z, level), teacher.unet.eval()(z, z, level))
+    torch.testing.assert_close(student(z, level, low=z), teacher.network.eval()(z, level, low=z))
     assert student.config == replace(config, dropout=0.0)
 
 

@@ -40,15 +40,15 @@ class Scene:
         self.nodes = draw_nodes(BATCH, num_nodes, generator)
         self.levels = draw_segment_levels(SCHEDULE, self.nodes, num_nodes, draw, generator)
 
-    def perfect_teacher(self, low: Tensor, z: Tensor, level: Tensor) -> Estimate:
+    def perfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor) -> Estimate:
         return Estimate(self.x_0, eps_from_x_0(z, self.x_0, level))
 
-    def imperfect_teacher(self, low: Tensor, z: Tensor, level: Tensor) -> Estimate:
+    def imperfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor) -> Estimate:
         x_0 = self.x_0 + 0.3 * torch.sin(5 * z) * (1 - per_image(level)) + 0.1 * low
         return Estimate(x_0, eps_from_x_0(z, x_0, level))
 
     def segment(self, teacher) -> Segment:
-        return teacher_segment(teacher, self.low, self.x_0, self.eps, self.levels)
+        return teacher_segment(teacher, self.x_0, self.eps, self.levels, low=self.low)
 
 
 def test_a_student_has_half_its_teachers_steps_and_an_odd_grid_is_rejected() -> None:
@@ -143,9 +143,9 @@ def test_full_refinement_swaps_the_teachers_image_for_the_reflectance(seed: int,
 def test_a_networks_segment_is_two_ddim_steps(tiny_unet: UNet) -> None:
     scene = Scene(0, 8, "interval")
     with torch.no_grad():
-        segment = scene.segment(lambda low, z, level: predict(tiny_unet, low, z, level))
-        first = predict(tiny_unet, scene.low, segment.z_t, scene.levels.a_t)
-        second = predict(tiny_unet, scene.low, segment.z_u, scene.levels.a_u)
+        segment = scene.segment(lambda z, level, *, low: predict(tiny_unet, z, level, low=low))
+        first = predict(tiny_unet, segment.z_t, scene.levels.a_t, low=scene.low)
+        second = predict(tiny_unet, segment.z_u, scene.levels.a_u, low=scene.low)
     assert torch.equal(segment.z_t, add_noise(scene.x_0, scene.eps, scene.levels.a_t))
     assert torch.equal(segment.x_t, first.x_0) and torch.equal(segment.x_u, second.x_0)
     assert torch.equal(segment.z_u, ddim_step(first.x_0, first.eps, scene.levels.a_u))

@@ -3,15 +3,20 @@
 import pytest
 import torch
 
-from reddit_core.networks.sr3_unet import GroupNorm, SelfAttention, UNet, UNetConfig
+from reddit_core.diffusion import predict
+from reddit_core.networks.layers import GroupNorm, SelfAttention
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.sampler import ddim_sample, sample_step
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.trajectory import Levels, teacher_segment
 
 TINY = {"base_channels": 8, "norm_groups": 4, "num_res_blocks": 1}
 
 
-def inputs(height: int, width: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(height: int, width: int, batch: int = 2) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     z, low = torch.randn(2, batch, 3, height, width, generator=generator).unbind()
-    return z, low, torch.linspace(0.1, 0.9, batch)
+    return {"z": z, "sqrt_alpha_bar": torch.linspace(0.1, 0.9, batch), "low": low}
 
 
 @pytest.mark.parametrize(
@@ -26,22 +31,37 @@ def test_image_in_image_out(config: UNetConfig, multiple: int) -> None:
     unet = UNet(config)
     assert config.size_multiple == multiple
     for height, width in ((multiple, 3 * multiple), (4 * multiple, 2 * multiple)):
-        assert unet(*inputs(height, width)).shape == (2, 3, height, width)
+        assert unet(**inputs(height, width)).shape == (2, 3, height, width)
 
 
 def test_every_parameter_is_trained(tiny_unet: UNet) -> None:
-    tiny_unet(*inputs(8, 8)).square().mean().backward()
+    tiny_unet(**inputs(8, 8)).square().mean().backward()
     without = [name for name, value in tiny_unet.named_parameters() if value.grad is None or not value.grad.any()]
     assert without == []
 
 
 def test_it_depends_on_all_three_inputs_and_on_nothing_else(tiny_unet: UNet) -> None:
-    z, low, level = inputs(8, 8)
+    given = inputs(8, 8)
     with torch.no_grad():
-        output = tiny_unet(z, low, level)
-        assert torch.equal(output, tiny_unet(z, low, level))
-        for changed in ((z + 0.1, low, level), (z, low + 0.1, level), (z, low, level / 2)):
-            assert (tiny_unet(*changed) - output).abs().max() > 1e-5
+        output = tiny_unet(**given)
+        assert torch.equal(output, tiny_unet(**given))
+        for name, value in given.items():
+            assert (tiny_unet(**{**given, name: value / 2}) - output).abs().max() > 1e-5
+
+
+def test_a_swap_of_the_noisy_and_the_low_image_cannot_pass(tiny_unet: UNet) -> None:
+    z, level, low = inputs(8, 8).values()
+    for call in (
+        lambda: tiny_unet(z, low, level),
+        lambda: predict(tiny_unet, low, z, level),
+        lambda: sample_step(tiny_unet, low, z, NoiseSchedule(), 512, 256),
+        lambda: ddim_sample(tiny_unet, low, z, NoiseSchedule(), 2),
+        lambda: teacher_segment(
+            lambda z, a, *, low: predict(tiny_unet, z, a, low=low), low, z, z, Levels(*[level] * 3)
+        ),
+    ):
+        with pytest.raises(TypeError):
+            call()
 
 
 def test_attention_is_softmax_over_all_positions() -> None:
@@ -90,9 +110,9 @@ def test_dropout_acts_in_training_only() -> None:
     unet = UNet(UNetConfig(**TINY, channel_mults=(1,), dropout=0.5))
     arguments = inputs(4, 4)
     with torch.no_grad():
-        assert not torch.equal(unet(*arguments), unet(*arguments))
+        assert not torch.equal(unet(**arguments), unet(**arguments))
         unet.eval()
-        assert torch.equal(unet(*arguments), unet(*arguments))
+        assert torch.equal(unet(**arguments), unet(**arguments))
 
 
 @pytest.mark.parametrize(
@@ -112,4 +132,4 @@ def test_shapes_that_cannot_be_are_refused(settings, message: str) -> None:
 
 def test_a_size_that_does_not_halve_is_refused(tiny_unet: UNet) -> None:
     with pytest.raises(ValueError, match=r"9 x 8 pixels, but the network needs multiples of 2; crop to one, or go"):
-        tiny_unet(*inputs(9, 8))
+        tiny_unet(**inputs(9, 8))

@@ -13,10 +13,10 @@ from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import save_unet
+from pipelines.weights import save_network
 from reddit_core.degrade import DegradeConfig, degrade
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
-from reddit_core.weights import UNetFile
+from reddit_core.weights import NetworkFile
 
 SEGMENT = SegmentConfig(crop=16, crops=4)
 ONE_THREAD = ComputeConfig(threads=1)
@@ -64,7 +64,7 @@ def inputs(
     unet = UNet(UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4))
     made = Inputs(root)
     config = made.distillation()
-    save_unet(config.teacher, UNetFile(unet=unet))
+    save_network(config.teacher, NetworkFile(network=unet))
     precompute(
         PrecomputeConfig(
             pairs=config.pairs,

@@ -142,7 +142,7 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 
     evaluated: list[UNet] = []
 
-    def watched(self: UNet, z: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def watched(self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor) -> torch.Tensor:
         evaluated.append(self)
         return torch.zeros_like(z)
 

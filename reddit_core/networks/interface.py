@@ -1,0 +1,69 @@
+"""What every network has in common; whoever builds, trains, tiles, samples or exports one relies on this alone."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Prediction = Literal["eps", "v", "x"]
+"""What a network's output is: the noise, `v = a eps - sigma x_0` (Salimans and Ho 2022), or the clean image `x_0`."""
+
+
+@runtime_checkable
+class NetworkConfig(Protocol):
+    """The shape of a network: a frozen dataclass of numbers, strings and tuples of them, kept with the weights."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the output is."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of the input must be multiples of this."""
+
+    def without_dropout(self) -> "NetworkConfig":
+        """The same network with dropout off."""
+
+    def key_entries(self) -> dict[str, Any]:
+        """Entries that this config adds to the specification whose hash is a cache's key."""
+
+
+class Network(nn.Module, ABC):
+    """Maps a noisy image, its noise level and the low-light image to `config.prediction`."""
+
+    config: NetworkConfig
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+        ) -> Float[Tensor, "b 3 h w"]: ...
+
+    @abstractmethod
+    def forward(
+        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Runs the network.
+
+        Args:
+            z: noisy image.
+            sqrt_alpha_bar: noise level in [0, 1] of each image; 1 is clean.
+            low: low-light image in [-1, 1].
+
+        Raises:
+            ValueError: if height or width is no multiple of `config.size_multiple`.
+        """
+
+    @abstractmethod
+    def global_layers(self) -> dict[str, nn.Module]:
+        """Layers whose output at one position depends on the whole image, by name: norms, pools, attention.
+
+        Tiles share the statistics of these (`shared_statistics.py`). A layer within another of them belongs to it.
+        """
+
+
+class LocalLayer(nn.Module):
+    """Base of a network's own layers without children whose output depends on near positions only, or on no image."""

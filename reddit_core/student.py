@@ -1,0 +1,133 @@
+"""A student ready to use: its weights on a device, in a precision, with the number of steps it was distilled for."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reddit_core import sampler
+from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels
+from reddit_core.precision import Precision, autocast, lay_out_for_inference
+from reddit_core.sampler import DdimMode
+from reddit_core.shared_statistics import SharedNetwork
+from reddit_core.tiles import TiledSampler
+from reddit_core.weights import NetworkFile
+
+TILE, OVERLAP = 1024, 64
+
+
+def sampling_steps(file: NetworkFile, steps: int = 0, source: str = "the weights file") -> int:
+    """`steps`, or the number that the weights were distilled for if it is 0.
+
+    Raises:
+        ValueError: naming `source`, if neither says a number, or the number does not divide the schedule.
+    """
+    steps = steps or file.num_steps
+    if not steps:
+        raise ValueError(f"{source} does not say for how many steps it was distilled; add --steps N, such as 2")
+    file.schedule.grid(steps)
+    return steps
+
+
+class Student:
+    """Enhances photographs of any size, or batches of images; one call at a time.
+
+    Attributes:
+        network: on the device that does the work.
+        schedule: of the weights.
+        precision: that the network runs in.
+    """
+
+    def __init__(
+        self, file: NetworkFile, *, device: torch.device | str = "cpu", precision: Precision = "fp32", steps: int = 0
+    ) -> None:
+        """Moves the file's network to the device.
+
+        Args:
+            file: the weights.
+            device: where the network runs.
+            precision: `fp32`, or `bf16` for autocast.
+            steps: DDIM steps where a call does not say; 0 takes the number that the weights were distilled for.
+        """
+        self.file, self.default_steps, self.precision = file, steps, precision
+        self.network, self.schedule = file.network.to(device).eval(), file.schedule
+        lay_out_for_inference(self.network, precision)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @cached_property
+    def tiled_network(self) -> SharedNetwork:
+        """The copy of the network that runs tile by tile."""
+        return SharedNetwork(self.network)
+
+    @torch.no_grad()
+    def enhance(
+        self,
+        pixels: Pixels,
+        *,
+        seed: int = 0,
+        steps: int = 0,
+        tile: int = TILE,
+        overlap: int = OVERLAP,
+        mode: DdimMode = "exact",
+    ) -> Pixels:
+        """Enhances a photograph of any size: in one piece up to `tile` x `tile` pixels, else in overlapping tiles.
+
+        Memory holds the photograph, its result, two float32 images of its size, and what the network needs for one
+        tile.
+
+        Args:
+            pixels: [H, W, 3] RGB, uint8 or uint16.
+            seed: of the noise; the same seed gives the same bytes on the same machine.
+            steps: DDIM steps; 0 takes the student's own number.
+            tile: side of the tiles in pixels.
+            overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
+            mode: the sampler.
+
+        Returns:
+            [H, W, 3] of the same type.
+
+        Raises:
+            ValueError: if the pixels are no RGB photograph, the number of steps is not known or does not divide the
+                schedule, the overlap is too wide, or the result is not finite.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+            raise ValueError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}, but must be RGB, uint8 or uint16 [H, W, 3]; "
+                "convert the image first"
+            )
+        if not 0 <= overlap <= tile // 4:
+            raise ValueError(
+                f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual"
+            )
+        steps = sampling_steps(self.file, steps or self.default_steps)
+        with autocast(self.device, self.precision):
+            if pixels.shape[0] * pixels.shape[1] > tile * tile:
+                tiled = TiledSampler(self.tiled_network, pixels, self.schedule, mode, tile, overlap)
+                return tiled.run(steps, seed)
+            low = signed_from_pixels(pixels, self.device)
+            enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode)
+            result: Pixels = pixels_from_signed(enhanced, pixels.dtype)[0]
+            return result
+
+    @torch.no_grad()
+    def enhance_images(
+        self, low: Float[Tensor, "b 3 h w"], *, seed: int = 0, steps: int = 0, mode: DdimMode = "exact"
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Enhances whole images in [-1, 1], without tiles; every image of the batch starts from the same noise.
+
+        Args:
+            low: on the student's device.
+            seed: of the noise.
+            steps: DDIM steps; 0 takes the student's own number.
+            mode: the sampler.
+
+        Raises:
+            ValueError: if the number of steps is not known or does not divide the schedule.
+        """
+        steps = sampling_steps(self.file, steps or self.default_steps)
+        with autocast(self.device, self.precision):
+            return sampler.enhance(self.network, low, self.schedule, steps, seed, mode)
