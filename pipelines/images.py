@@ -1,8 +1,8 @@
-"""Encoded photographs to [H, W, 3] uint8 RGB and back: one set of conversion rules for every job.
+"""Decodes photographs to [H, W, 3] uint8 RGB, and encodes them: one set of conversion rules for every job.
 
 Converted: 16-bit channels keep their high byte, grey becomes three equal channels, palettes and CMYK become
 RGB, alpha is dropped (not blended), the EXIF orientation is applied. Anything else that is not a whole, single
-photograph is refused with its reason.
+photograph is rejected with its reason.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-# A JPEG of a phone, with auxiliary pictures behind its first one, which is the photograph.
+# A phone's JPEG whose first frame is the photograph, followed by auxiliary pictures.
 PHONE_JPEG = "MPO"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 FINGERPRINT_ROWS = 16
 NPY_MAGIC = b"\x93NUMPY"
-# What Pillow's decoders raise on damaged files besides OSError (found by truncating and flipping bytes).
+# Errors of Pillow's decoders for damaged files (found by truncating files and flipping bytes).
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
-# Pillow gives the memory of every image back to the system, and paging in fresh memory for the next one costs up to
-# a quarter of the time of decoding it; so it keeps this many blocks of at most 16 MB.
+# By default Pillow frees the memory of every image, and paging in fresh memory for the next one costs up to a quarter
+# of the time of decoding it. So it keeps this many blocks of at most 16 MB. This setting applies to the whole process.
 Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
 
 
@@ -72,9 +72,9 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def fingerprint(image: Image.Image) -> str:
-    """What tells a loaded image apart, whatever its encoding: the SHA-256 of its size and one row in sixteen.
+    """Identifies an image whatever its encoding: the SHA-256 of its size and of one row in sixteen.
 
-    They tell photographs apart as well as all rows would, whose hash would take a tenth of the time of decoding.
+    That distinguishes photographs as well as all rows would, whose hash would take a tenth of the time of decoding.
     """
     rows = image.resize((image.width, -(-image.height // FINGERPRINT_ROWS)), Image.Resampling.NEAREST)
     return hashlib.sha256(b"%dx%d:" % image.size + to_rgb(rows).tobytes()).hexdigest()
@@ -91,7 +91,7 @@ def _decode_npy(data: bytes) -> NDArray[np.uint8]:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """[H, W, 3] uint8 RGB as PNG bytes; the same bytes for the same image and zlib."""
+    """[H, W, 3] uint8 RGB as PNG bytes; the same bytes for the same image and version of zlib."""
     sink = io.BytesIO()
     # Level 1 is four times as fast as the default, and noise does not compress anyway.
     Image.fromarray(image).save(sink, format="PNG", compress_level=1)

@@ -1,4 +1,4 @@
-"""The one seam to fsspec: every other module reads and writes URLs through these functions.
+"""The only module that uses fsspec: all others read and write URLs through these functions.
 
 A plain path means `file://`. Object stores are reached with the standard credential chain of their
 fsspec implementation; transient failures are retried with exponential backoff.
@@ -25,9 +25,9 @@ from pipelines.redaction import redact
 
 RETRY_ATTEMPTS = 8
 PYARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
-# Errors that say "this cannot work", as opposed to throttling, timeouts and dropped connections.
+# Errors that a retry cannot help, as opposed to throttling, timeouts and dropped connections.
 PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-# What HTTP clients below fsspec raise for connections that broke, as often as they are let through untranslated.
+# Errors of broken connections that the HTTP clients below fsspec do not translate to built-in ones.
 BROKEN_CONNECTIONS = (
     aiohttp.ClientError,
     botocore.exceptions.ConnectionError,
@@ -35,10 +35,9 @@ BROKEN_CONNECTIONS = (
     botocore.exceptions.IncompleteReadError,
     botocore.parsers.ResponseParserError,
 )
-# Answers of HTTP servers that concern the moment (timeout, too many requests), not the request.
-PASSING_STATUSES = (408, 429)
+# Transient statuses of HTTP servers: timeout, too many requests.
+TRANSIENT_STATUSES = (408, 429)
 GONE_STATUSES = (404, 410)
-ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -46,14 +45,14 @@ Result = TypeVar("Result")
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in PASSING_STATUSES or not 400 <= error.status < 500
+        return error.status in TRANSIENT_STATUSES or not 400 <= error.status < 500
     if isinstance(error, BROKEN_CONNECTIONS):
         return not isinstance(error, ValueError)  # aiohttp's for a malformed URL
     return isinstance(error, OSError) and not isinstance(error, PERMANENT_ERRORS) and error.errno not in {28, 30}
 
 
 def _give_up(state: RetryCallState) -> NoReturn:
-    """Raises the last error, always as an OSError, which is what callers and the command line know."""
+    """Raises the last error, always as an OSError, which callers and the command line handle."""
     error = state.outcome.exception() if state.outcome else None
     assert error is not None
     if isinstance(error, OSError):
@@ -63,7 +62,7 @@ def _give_up(state: RetryCallState) -> NoReturn:
 
 @contextlib.contextmanager
 def _builtin_errors() -> Iterator[None]:
-    """Raises what HTTP clients let through for good as an OSError, or a ValueError where a name is malformed."""
+    """Raises permanent errors of HTTP clients as an OSError, or as a ValueError if a name is malformed."""
     try:
         yield
     except aiohttp.ClientResponseError as error:
@@ -71,13 +70,13 @@ def _builtin_errors() -> Iterator[None]:
         reason = f"the server answers {error.status} {error.message}".rstrip()
         raise OSError(number, reason, redact(str(error.request_info.real_url))) from error
     except botocore.exceptions.ParamValidationError as error:
-        raise ValueError(f"the store refuses a name ({' '.join(str(error).split())}); mend the URL") from error
+        raise ValueError(f"the store refuses a name ({' '.join(str(error).split())}); fix the URL") from error
     except botocore.exceptions.BotoCoreError as error:
         raise OSError(f"the store cannot be used ({error}); check its credentials and settings") from error
 
 
 def _with_retries(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Waits out passing troubles, and raises the others as built-in errors."""
+    """Retries after transient errors, with exponential backoff, and raises others as built-in errors."""
     retrying = retry(
         retry=retry_if_exception(_is_transient),
         stop=stop_after_attempt(RETRY_ATTEMPTS),
@@ -100,7 +99,11 @@ def is_local(url: str) -> bool:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url/part/part`; a part that would climb out of `url` is a ValueError."""
+    """`url/part/part`.
+
+    Raises:
+        ValueError: if a part would lead out of `url`.
+    """
     for part in parts:
         if part.startswith("/") or ".." in part.split("/"):
             raise ValueError(f"the name {part!r} leaves its folder {url}; names must be relative and without '..'")
@@ -127,7 +130,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def for_ray(url: str) -> tuple[str, FileSystem | None]:
-    """A URL as Ray's `storage_path` and `storage_filesystem`, which know pyarrow's stores by themselves."""
+    """A URL as Ray's `storage_path` and `storage_filesystem`; the latter is None for stores that pyarrow supports."""
     if is_local(url) or resolve(url).partition("://")[0] in PYARROW_SCHEMES:
         return resolve(url), None
     filesystem, path = open_filesystem(url)
@@ -143,7 +146,7 @@ def read_bytes(url: str) -> bytes:
 
 @_with_retries
 def read_range(url: str, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of a file, or as many of them as it has."""
+    """The bytes [start, stop) of a file; fewer if it ends before."""
     filesystem, path = open_filesystem(url)
     data: bytes = filesystem.cat_file(path, start=start, end=stop)
     return data
@@ -151,7 +154,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 @_with_retries
 def file_size(url: str) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()
     return int(filesystem.size(path))
@@ -159,7 +162,7 @@ def file_size(url: str) -> int:
 
 @_with_retries
 def write_bytes(url: str, data: bytes | memoryview) -> None:
-    """Writes a whole object atomically: readers see the old one or the new one, never a part."""
+    """Writes a whole file atomically: readers see the old one or the new one, never a part of it."""
     filesystem, path = open_filesystem(url)
     if not isinstance(filesystem, LocalFileSystem):
         filesystem.pipe_file(path, bytes(data))
@@ -196,7 +199,7 @@ def list_files(url: str) -> list[str]:
 
 @_with_retries
 def list_folders(url: str) -> list[str]:
-    """The names of the folders right below a folder, sorted, without looking into them; a missing one has none."""
+    """The names of the folders directly below a folder, sorted; their contents are not listed. Missing: none."""
     filesystem, root = open_filesystem(url)
     filesystem.invalidate_cache()
     found = filesystem.ls(root, detail=True) if filesystem.exists(root) else []
@@ -205,21 +208,21 @@ def list_folders(url: str) -> list[str]:
 
 @_with_retries
 def delete(url: str) -> None:
-    """Removes one file; one that is not there is no error."""
+    """Deletes one file; a missing one is no error."""
     filesystem, path = open_filesystem(url)
     if filesystem.exists(path):
         filesystem.rm_file(path)
 
 
 def check_writable(url: str) -> None:
-    """Fails early and clearly when an output URL cannot be written.
+    """Tests that an output URL can be written, before anything is spent.
 
     Raises:
-        ValueError: naming the URL and the reason.
+        ValueError: if it cannot, with the reason.
     """
     probe = join(url, f".write-probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
         delete(probe)
     except OSError as error:
-        raise ValueError(f"output {url} cannot be written ({error}); choose another or mend its permissions") from None
+        raise ValueError(f"output {url} cannot be written ({error}); choose another or fix its permissions") from None

@@ -1,4 +1,4 @@
-"""Where distillation's records come from: the trajectory cache, or the pairs with the teacher still to be run."""
+"""Loads the records of a distillation: from a trajectory cache, or from the pairs, without targets."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,7 +90,7 @@ def list_caches(root: str, teacher_steps: int) -> dict[str, Manifest]:
 
 @dataclass(frozen=True)
 class CachedRecords:
-    """Loads records whose targets were precomputed."""
+    """Loads records with precomputed targets."""
 
     url: str
     shards: tuple[ShardEntry, ...]
@@ -104,7 +104,7 @@ class CachedRecords:
 
 @dataclass(frozen=True)
 class OnlineRecords:
-    """Loads the same records without targets, for a teacher that runs in or beside the trainer."""
+    """Loads the same records without targets, for a teacher that runs during training."""
 
     pairs: str
     shards: tuple[RecordShard, ...]

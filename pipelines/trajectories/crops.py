@@ -1,6 +1,6 @@
-"""The crops that are trained on: which ones a pair dataset gives, and how they are cut.
+"""Training crops: the list of all crops of a pair dataset, and how they are cut.
 
-Every draw derives from a seed, the pair and the crop's number, never from how work is divided.
+Every draw is seeded by (seed, pair, number of the crop), so it does not depend on how the work is divided.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Batch = dict[str, NDArray[Any]]
 """Columns of records by name; the first dimension of each counts the records."""
 DecodedPair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
-# What a process keeps of decoded pairs for the crops that follow: a shard's of LOL, or a few of a large camera's.
+# Size of a process's cache of decoded pairs: a whole shard of LOL, or a few pairs of a high-resolution camera.
 DECODED_BYTES = 2**27
 
 
@@ -64,20 +64,20 @@ def locate_record(record: int, segment: SegmentConfig) -> tuple[int, int, int]:
 
 
 def derive_seed(*parts: object) -> int:
-    """64 bits that depend on every part and nothing else."""
+    """A 64-bit seed that is a pure function of all parts."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
 @lru_cache(maxsize=4)
 def cached_shard(url: str, entry: ShardEntry) -> pa.Table:
-    """A verified shard, kept by the worker process that works its way through it."""
+    """A verified shard; cached, because a worker process loads its rows in many parts."""
     return shards.read_shard(url, entry)
 
 
 @cached(LRUCache[Any, DecodedPair](DECODED_BYTES, getsizeof=lambda pair: pair[0].nbytes + pair[1].nbytes))
 def decoded_pair(url: str, entry: ShardEntry, row: int) -> DecodedPair:
-    """The two images of a pair, kept for the crops that follow."""
+    """The two images of a pair; cached for its other crops."""
     return decode_pair(cached_shard(url, entry).slice(row, 1).to_pylist()[0])
 
 
@@ -129,12 +129,12 @@ def gather(records: NDArray[np.int64], load: Callable[[int, int, NDArray[np.int6
 
 
 def draw_scale(min_scale: float, *seed_parts: object) -> float:
-    """Log-uniform in [min_scale, 1], from the seed parts alone."""
+    """A scale that is log-uniform in [min_scale, 1], a pure function of the seed parts."""
     return float(min_scale ** np.random.default_rng(derive_seed("scale", *seed_parts)).random())
 
 
 def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uint8]:
-    """An image at a scale in (0, 1], by averaging over areas; only so far that no side is below `least`."""
+    """An image at a scale in (0, 1], by averaging over areas; the scale is raised so that no side is below `least`."""
     height, width = image.shape[:2]
     scale = max(scale, min(1.0, least / min(height, width)))
     if scale == 1:
@@ -144,7 +144,7 @@ def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uin
 
 
 def draw_crop(shape: tuple[int, ...], size: int, *seed_parts: object) -> tuple[int, int, bool]:
-    """(y, x, flip) of a random crop, from the seed parts alone."""
+    """(y, x, flip) of a uniformly drawn crop, a pure function of the seed parts."""
     rng = np.random.default_rng(derive_seed(*seed_parts))
     y = int(rng.integers(max(shape[0] - size, 0) + 1))
     x = int(rng.integers(max(shape[1] - size, 0) + 1))
@@ -162,7 +162,7 @@ def cut(image: NDArray[np.uint8], y: int, x: int, size: int, flip: bool) -> NDAr
 
 
 def check_crop(segment: SegmentConfig, network: Network) -> None:
-    """Refuses crops that the teacher cannot be run on."""
+    """Raises a ValueError for crops whose side is no multiple of the network's `size_multiple`."""
     multiple = network.config.size_multiple
     require(
         segment.crop % multiple == 0,

@@ -1,8 +1,8 @@
-"""The teacher's trajectories, computed once and cached: pairs -> crops -> teacher actors -> shards.
+"""Computes the teacher's trajectories once and caches them: pairs -> crops -> teacher actors -> shards.
 
 Three steps of one Ray Data pipeline overlap: CPU tasks decode and crop, actors run the teacher, CPU
-tasks write. A row between them is one whole shard, so that a shard is made in fixed batches by one
-actor and its bytes do not depend on how many there are.
+tasks write. A row between them is one whole shard. So one actor computes a shard in fixed batches, and its bytes do
+not depend on the number of actors.
 """
 
 import time
@@ -29,24 +29,32 @@ from pipelines.weights import load_hashed_network
 from reddit_core.schedule import NoiseSchedule
 
 PROGRESS_EVERY_S = 10.0
-# Less than a teacher actor reserves, so that Ray Data does not fuse decoding into the actors.
+# Less than a teacher actor reserves, so that Ray Data does not fuse decoding with the actors.
 DECODE_CPUS = 0.5
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard of one stage that is still to be made, and the folder that it goes to."""
+    """A missing shard of one stage, and the folder of its cache."""
 
-    stage: int
+    teacher_steps: int
     shard: RecordShard
     url: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One stage's cache: where it lies, what goes in, and which shards it has."""
+    """One stage's cache.
 
-    stage: int
+    Attributes:
+        teacher_steps: steps of the teacher's grid.
+        url: folder of the cache.
+        spec: everything that determines its content.
+        record_shards: all shards of the cache, in order.
+        done: the committed ones, by name.
+    """
+
+    teacher_steps: int
     url: str
     spec: Mapping[str, Any]
     record_shards: tuple[RecordShard, ...]
@@ -58,41 +66,46 @@ class StagePlan:
 
     @property
     def missing(self) -> list[ShardTask]:
-        return [ShardTask(self.stage, shard, self.url) for shard in self.record_shards if shard.name not in self.done]
+        return [
+            ShardTask(self.teacher_steps, shard, self.url)
+            for shard in self.record_shards
+            if shard.name not in self.done
+        ]
 
 
 def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedule]:
-    """What each stage's cache consists of and which shards of it are there already."""
+    """The plan of every stage's cache, and the teacher's schedule."""
     manifest = shards.read_manifest(config.pairs, "pairs")
     file, sha256 = load_hashed_network(config.teacher)
     check_crop(config.segment, file.network)
     record_shards = plan_record_shards(manifest, config.split, config.segment, config.records_per_shard)
     plans = []
-    for stage in config.stages:
-        file.schedule.grid(stage)
+    for teacher_steps in config.stages:
+        file.schedule.grid(teacher_steps)  # rejects steps that the schedule does not have
         spec = {
-            **record_spec(manifest, config.split, file, sha256, stage, config.segment),
+            **record_spec(manifest, config.split, file, sha256, teacher_steps, config.segment),
             "records_per_shard": config.records_per_shard,
             "precision": config.precision,
         }
-        url = storage.join(config.output, f"{stage}-{shards.spec_key(spec)}")
+        url = storage.join(config.output, f"{teacher_steps}-{shards.spec_key(spec)}")
         done = shards.committed_shards(url)
-        plans.append(StagePlan(stage=stage, url=url, spec=spec, record_shards=record_shards, done=done))
+        plan = StagePlan(teacher_steps=teacher_steps, url=url, spec=spec, record_shards=record_shards, done=done)
+        plans.append(plan)
     return plans, file.schedule
 
 
 def precompute(config: PrecomputeConfig) -> Report:
-    """Computes every missing shard of every stage and writes the manifests; a second run finds nothing to do.
+    """Computes every missing shard of every stage and writes the manifests; a second run finds nothing to compute.
 
     Raises:
         ValueError: if the pairs, the teacher or the output cannot be used, Ray has no room for the workers, or
             `verify` finds damage.
-        OSError: if storage fails for longer than retries last; a rerun goes on.
+        OSError: if storage fails for longer than retries last; a rerun resumes.
     """
     plans, schedule = plan_stages(config)
     if config.verify:
         return verify_caches(plans)
-    # The stages of a shard of records follow each other, since they decode the same pairs.
+    # The stages of a shard of records follow each other, because they decode the same pairs.
     tasks = sorted((task for plan in plans for task in plan.missing), key=lambda task: task.shard.name)
     started = time.perf_counter()
     if tasks:
@@ -113,20 +126,20 @@ def precompute(config: PrecomputeConfig) -> Report:
 
 
 def run_shard_tasks(config: PrecomputeConfig, tasks: list[ShardTask], schedule: NoiseSchedule) -> None:
-    """Makes the shards, a round of them at a time, with progress."""
+    """Computes the shards, a round at a time, and shows the progress."""
     rows = (row for part in rounds(tasks) for row in make_pipeline(config, part, schedule).iter_rows())
     with failures.user_errors("precompute", kept="the shards that were written are kept"):
         show_progress(rows, sum(task.shard.rows for task in tasks))
 
 
 def make_pipeline(config: PrecomputeConfig, tasks: Sequence[ShardTask], schedule: NoiseSchedule) -> ray.data.Dataset:
-    """decode -> teacher -> write, one row a shard."""
+    """The dataset that decodes, runs the teacher and writes, with a row for each shard."""
     gpu = use_gpu(config.compute)
 
     def decode(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         task = tasks[int(batch["id"][0])]
         rows = np.arange(task.shard.rows)
-        records = load_records(config.pairs, task.shard, config.segment, schedule, task.stage, rows)
+        records = load_records(config.pairs, task.shard, config.segment, schedule, task.teacher_steps, rows)
         return {"task": [int(batch["id"][0])], "records": [bytes(shards.encode_table(records_table(records)))]}
 
     def write(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
@@ -175,7 +188,7 @@ def finish_stage(plan: StagePlan) -> reporting.Row:
     manifest = Manifest(kind="trajectories", spec=plan.spec, shards=entries)
     shards.write_manifest(plan.url, manifest)
     return {
-        "stage": plan.stage,
+        "stage": plan.teacher_steps,
         "key": manifest.key,
         "records": manifest.num_rows,
         "shards": len(entries),
@@ -185,7 +198,7 @@ def finish_stage(plan: StagePlan) -> reporting.Row:
 
 
 def verify_caches(plans: list[StagePlan]) -> Report:
-    """Re-checks every checksum; damage, or what is not there at all, is a ValueError that names it."""
+    """Verifies every checksum; raises a ValueError that names damaged or missing shards."""
     rows = []
     for plan in plans:
         if plan.missing:
@@ -201,18 +214,18 @@ def verify_caches(plans: list[StagePlan]) -> Report:
             )
         if not storage.exists(storage.join(plan.url, shards.MANIFEST)):
             raise ValueError(f"{plan.url} is unfinished: it has no {shards.MANIFEST}; run again without --verify")
-        rows.append({"stage": plan.stage, "shards": len(plan.done), "damaged": 0})
+        rows.append({"stage": plan.teacher_steps, "shards": len(plan.done), "damaged": 0})
     return Report(title="Checksums", rows=rows)
 
 
 def plan_precompute(config: PrecomputeConfig) -> Report:
-    """What would be computed: records, shards, bytes, teacher evaluations, and a time from a short measurement."""
+    """The plan (`--dry-run`): records, shards, bytes, teacher evaluations, and a time from a short measurement."""
     plans, schedule = plan_stages(config)
     record_bytes = 18 * config.segment.crop**2
     rate = measure_rate(config, plans[0], schedule)
     rows = [
         {
-            "stage": plan.stage,
+            "stage": plan.teacher_steps,
             "records": plan.num_records,
             "shards": len(plan.record_shards),
             "missing": len(plan.missing),
@@ -230,7 +243,7 @@ def measure_rate(config: PrecomputeConfig, plan: StagePlan, schedule: NoiseSched
     """Records per second of one teacher on this machine, from two batches of the first shard."""
     shard = plan.record_shards[0]
     rows = np.arange(min(shard.rows, config.batch_size))
-    records = load_records(config.pairs, shard, config.segment, schedule, plan.stage, rows)
+    records = load_records(config.pairs, shard, config.segment, schedule, plan.teacher_steps, rows)
     gpu = use_gpu(config.compute) and torch.cuda.is_available()
     actor = TeacherActor(config, "cuda" if gpu else "cpu")
     batch = with_noise(records)

@@ -1,6 +1,6 @@
-"""What a trajectory record is: a crop of a pair, its noise and its noise levels; the same wherever the teacher runs.
+"""Trajectory records: a crop of a pair, its noise and its noise levels; the same wherever the teacher runs.
 
-Every draw derives from (cache seed, pair, crop, draw) and the stage, never from how work is divided.
+Every draw is seeded by (cache seed, pair, crop, draw, teacher steps), so it does not depend on how the work is divided.
 """
 
 from collections.abc import Mapping
@@ -38,19 +38,21 @@ def draw_levels(
     shard: RecordShard,
     segment: SegmentConfig,
     schedule: NoiseSchedule,
-    stage: int,
+    teacher_steps: int,
     rows: NDArray[np.int64],
 ) -> Batch:
-    """`seed` [n], `nodes` [n, 3] and `levels` (a_t, a_u, a_s) [n, 3] of records on the `stage`-step grid."""
+    """`seed` [n], `nodes` [n, 3] and `levels` (a_t, a_u, a_s) [n, 3] of records on the grid of `teacher_steps`."""
     seeds, nodes, levels = [], [], []
     for pair_id, row in zip(crops["pair_id"], rows, strict=True):
         _, crop, draw = locate_record(int(shard.start + row), segment)
-        seed = derive_seed(segment.seed, pair_id, crop, draw, stage)
-        group = seed if segment.shared_t == 1 else derive_seed(segment.seed, shard.name, stage, row // segment.shared_t)
-        generator = torch.Generator().manual_seed(group >> 1)
-        node = draw_nodes(1, stage, generator)
+        seed = derive_seed(segment.seed, pair_id, crop, draw, teacher_steps)
+        group_seed = seed
+        if segment.shared_t > 1:  # consecutive records share their nodes
+            group_seed = derive_seed(segment.seed, shard.name, teacher_steps, row // segment.shared_t)
+        generator = torch.Generator().manual_seed(group_seed >> 1)
+        node = draw_nodes(1, teacher_steps, generator)
         generator.manual_seed(seed >> 1)
-        level = draw_segment_levels(schedule, node, stage, segment.levels, generator)
+        level = draw_segment_levels(schedule, node, teacher_steps, segment.levels, generator)
         seeds.append(seed)
         nodes.append(node[0].numpy())
         levels.append(torch.cat(level).numpy())
@@ -66,12 +68,12 @@ def load_records(
     shard: RecordShard,
     segment: SegmentConfig,
     schedule: NoiseSchedule,
-    stage: int,
+    teacher_steps: int,
     rows: NDArray[np.int64],
 ) -> Batch:
-    """All that a record holds before the teacher has seen it, for `rows` of a record shard."""
+    """All columns of records but the teacher's targets and the noise, for `rows` of a record shard."""
     crops = load_crops(pairs_url, shard, segment, rows)
-    return {**crops, **draw_levels(crops, shard, segment, schedule, stage, rows)}
+    return {**crops, **draw_levels(crops, shard, segment, schedule, teacher_steps, rows)}
 
 
 def to_levels(records: Mapping[str, NDArray[Any]], device: torch.device | str) -> Levels:
@@ -80,7 +82,7 @@ def to_levels(records: Mapping[str, NDArray[Any]], device: torch.device | str) -
 
 
 def to_batch(table: pa.Table) -> Batch:
-    """A table's numeric columns as arrays; tensors and fixed-size lists get their shape back."""
+    """A table's columns as arrays of their full shape; all but `pair_id`, of which no step makes use."""
     return {name: as_array(table.column(name)) for name in table.column_names if name != "pair_id"}
 
 
@@ -94,7 +96,7 @@ def as_array(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def records_table(records: Mapping[str, NDArray[Any]]) -> pa.Table:
-    """Records before the teacher, as a table in the order of the trajectory schema."""
+    """Records without targets as a table, its columns in the order of the trajectory schema."""
     columns = {
         name: shards.tensor_column(values) if values.ndim == 4 else pa.array(list(values))
         for name, values in records.items()
@@ -105,7 +107,7 @@ def records_table(records: Mapping[str, NDArray[Any]]) -> pa.Table:
 
 
 def record_spec(
-    pairs: Manifest, split: str, teacher: NetworkFile, teacher_sha256: str, stage: int, segment: SegmentConfig
+    pairs: Manifest, split: str, teacher: NetworkFile, teacher_sha256: str, teacher_steps: int, segment: SegmentConfig
 ) -> dict[str, Any]:
     """Everything that determines the records of one stage and their targets; its hash is the cache key."""
     return {
@@ -115,7 +117,7 @@ def record_spec(
         "teacher_sha256": teacher_sha256,
         **teacher.network.config.key_entries(),
         "schedule": asdict(teacher.schedule),
-        "stage": stage,
+        "stage": teacher_steps,
         "segment": asdict(segment),
         **shards.schema_spec("trajectories"),
     }

@@ -1,6 +1,6 @@
-"""The teacher at work: its targets of a batch of records, and the actors that compute them.
+"""The teacher's targets for a batch of records, and the actors that compute them.
 
-`TeacherActor` runs over whole shards for `precompute`; `StreamingTeacher` beside the trainers, without a cache.
+`TeacherActor` processes whole shards for `precompute`; `StreamingTeacher` serves running trainers, without a cache.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from reddit_core.pixels import signed_from_pixels
 from reddit_core.precision import Precision, autocast
 from reddit_core.trajectory import Levels, Segment, teacher_segment, unrefined_x_target
 
-# Shards that an actor has in hand at a time.
+# Shards that an actor processes at a time.
 CALLS = 2
 
 Item = TypeVar("Item")
@@ -41,8 +41,7 @@ def target_columns(segment: Segment, levels: Levels) -> dict[str, Tensor]:
 def teacher_targets(network: Network, records: Mapping[str, NDArray[Any]], precision: Precision) -> dict[str, Tensor]:
     """The `TARGET_COLUMNS` of a batch of records, float64 on the network's device.
 
-    This is the one place where a teacher makes targets, for `cache`, `online` and `stream` alike; `records` have their
-    noise (`with_noise`).
+    Trajectories `cache`, `online` and `stream` all get their targets here. `records` have their noise (`with_noise`).
     """
     device = next(network.parameters()).device
     low, normal = signed_from_pixels(records["low"], device), signed_from_pixels(records["normal"], device)
@@ -58,9 +57,9 @@ def teacher_targets(network: Network, records: Mapping[str, NDArray[Any]], preci
 
 
 class TeacherActor:
-    """Runs the teacher over whole shards of crops, in fixed batches.
+    """Runs the teacher over whole shards of records, in fixed batches.
 
-    `CALLS` shards are in hand at a time: one is before the teacher while another is read, or handed on.
+    It processes `CALLS` shards at a time: the teacher runs on one while another is decoded or encoded.
     """
 
     def __init__(self, config: PrecomputeConfig, device: str) -> None:
@@ -75,16 +74,17 @@ class TeacherActor:
         return {"task": [task], "shard": [bytes(shards.encode_table(self.compute(table)))]}
 
     def compute(self, table: pa.Table) -> pa.Table:
+        """A shard with its `TARGET_COLUMNS`, float16, from its records without them."""
         size = self.config.batch_size
         batches = (to_batch(table.slice(start, size)) for start in range(0, table.num_rows, size))
         noisy = one_ahead(with_noise, batches)
-        noisy = chain([next(noisy)], noisy)  # the first noise is drawn while another shard is before the teacher
+        noisy = chain([next(noisy)], noisy)  # draws the first noise while the teacher runs on another shard
         for name, values in concatenated(self.evaluate(noisy)).items():
             table = table.append_column(name, shards.tensor_column(values))
         return table.cast(shards.trajectory_schema(self.config.segment.crop))
 
     def evaluate(self, batches: Iterable[Batch]) -> list[Batch]:
-        """The `TARGET_COLUMNS` of each batch, float16, in the teacher's own thread, which takes one shard at a time."""
+        """The `TARGET_COLUMNS` of each batch, float16; computed in one thread, which takes one shard at a time."""
         return self.teacher.submit(lambda: [self.evaluate_batch(records) for records in batches]).result()
 
     def evaluate_batch(self, records: Batch) -> Batch:
@@ -110,12 +110,12 @@ class StreamingTeacher:
 
 
 def concatenated(parts: Sequence[Batch]) -> Batch:
-    """Batches of the same columns, one after the other, as one."""
+    """Batches with the same columns, joined in order."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def one_ahead(function: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
-    """As `map`, but a thread works on the next item while the caller does on the last."""
+    """As `map`, but a thread computes the next item while the caller uses the last one."""
     with ThreadPoolExecutor(1) as pool:
         current: Future[Item] | None = None
         for item in items:

@@ -66,7 +66,7 @@ def read_manifest(folder: str, number: int) -> str:
 def plan_of(folder: str) -> StagePlan:
     manifest = shards.read_manifest(folder, "pairs")
     record_shards = plan_record_shards(manifest, "train", SEGMENT, RECORDS_PER_SHARD)
-    return StagePlan(stage=16, url="s3://bucket/cache/16-0", spec={}, record_shards=record_shards, done={})
+    return StagePlan(teacher_steps=16, url="s3://bucket/cache/16-0", spec={}, record_shards=record_shards, done={})
 
 
 def plan(folder: str, number: int) -> str:

@@ -226,7 +226,7 @@ def test_a_store_that_nobody_answers_for_is_an_oserror(closed_s3: None) -> None:
 def test_missing_credentials_and_malformed_names_are_told_at_once(
     closed_s3: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"^the store refuses a name .*Invalid bucket name.*; mend the URL$"):
+    with pytest.raises(ValueError, match=r"^the store refuses a name .*Invalid bucket name.*; fix the URL$"):
         storage.read_bytes("s3://no bucket!/a")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -296,7 +296,7 @@ def test_an_output_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None
 
 def test_an_output_that_cannot_be_written_is_refused_early(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"output .*file cannot be written .*; choose another or mend its permissions"):
+    with pytest.raises(ValueError, match=r"output .*file cannot be written .*; choose another or fix its permissions"):
         storage.check_writable(str(tmp_path / "file"))
 
 
