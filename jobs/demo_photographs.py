@@ -1,4 +1,4 @@
-"""The demo's photographs: real ones that come with scikit-image and scikit-learn, whole scenes held out."""
+"""The demo's photographs, which come with scikit-image and scikit-learn; two whole scenes are held out."""
 
 import csv
 import io
@@ -24,13 +24,13 @@ HELD_OUT = (("skimage.data", "coffee.png"), ("skimage.data", "chelsea.png"))
 
 
 def write_photographs(folder: str) -> str:
-    """Writes the photographs as PNG to `folder` and the URL,split table beside it; returns the table's URL."""
+    """Writes the photographs as PNG to `folder`, and the CSV of their splits next to it; returns the URL of the CSV."""
     rows = []
     for package, name in TRAINED_ON:
-        for index, piece in enumerate(pieces(read_photograph(package, name))):
+        for index, piece in enumerate(pieces(read_bundled(package, name))):
             rows.append((f"{name.partition('.')[0]}-{index:02d}.png", "train", piece))
     for package, name in HELD_OUT:
-        rows.append((f"{name.partition('.')[0]}.png", "validation", read_photograph(package, name)))
+        rows.append((f"{name.partition('.')[0]}.png", "validation", read_bundled(package, name)))
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(("pair_id", "split"))
@@ -42,7 +42,7 @@ def write_photographs(folder: str) -> str:
     return splits
 
 
-def read_photograph(package: str, name: str) -> NDArray[np.uint8]:
+def read_bundled(package: str, name: str) -> NDArray[np.uint8]:
     return decode((resources.files(package) / name).read_bytes())
 
 

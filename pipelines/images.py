@@ -71,7 +71,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def fingerprint(image: Image.Image) -> str:
+def pixel_hash(image: Image.Image) -> str:
     """Identifies an image whatever its encoding: the SHA-256 of its size and of one row in sixteen.
 
     That distinguishes photographs as well as all rows would, whose hash would take a tenth of the time of decoding.

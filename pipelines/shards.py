@@ -110,7 +110,7 @@ class OtherVersionError(ValueError):
 
 
 def schema_spec(kind: str) -> dict[str, int]:
-    """The part of a spec that tells schema versions apart, so that shards of two versions never share a folder.
+    """The schema version as a part of a spec, so that shards of two versions never share a folder.
 
     Version 1 is not named, and so the keys of datasets of version 1 stay as they are.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Where a dataset keeps its files below its root.
+    """The arrangement of a dataset's files below its root.
 
     Attributes:
         folders: folders that are listed; empty lists the whole root.
@@ -118,7 +118,7 @@ FOLDER_LAYOUTS: Mapping[str, FolderLayout] = {
         "SMID_{LQ,Long}_np/SCENE/NAME, and test_list.txt",
         lambda _: False,
         shared=True,
-        # Half-exposed frames lie beside the normal ones.
+        # The folders of the normal frames also hold half-exposed ones.
         skip=re.compile("half"),
         # Either name is in use, at the root or among the normal images.
         test_lists=("test_list.txt", "text_list.txt"),

@@ -56,7 +56,7 @@ def list_pairs(config: IngestConfig) -> list[PairSource]:
     if not pairs:
         raise ValueError(
             f"{redact(config.source or config.low)} holds no pairs of layout {config.layout} "
-            f"({describe(config.layout)}); check --source and --layout"
+            f"({layout_shape(config.layout)}); check --source and --layout"
         )
     return sorted(mark_repeats(pairs), key=lambda pair: pair.pair_id)
 
@@ -73,7 +73,7 @@ def mark_repeats(pairs: Iterable[PairSource]) -> list[PairSource]:
     return list(by_id.values())
 
 
-def describe(layout: str) -> str:
+def layout_shape(layout: str) -> str:
     """A layout's files in words, for errors."""
     if layout in FOLDER_LAYOUTS:
         return FOLDER_LAYOUTS[layout].shape

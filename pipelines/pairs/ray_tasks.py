@@ -44,7 +44,7 @@ class Surveyed:
     Attributes:
         pair_id, low, normal: as in `PairSource`.
         file_bytes, file_crc32: size and CRC-32 of the normal image's file, to detect a change while the job runs.
-        normal_sha256: of its pixels (`images.fingerprint`), so that it is recognized in another encoding.
+        normal_sha256: of its pixels (`images.pixel_hash`), so that it is recognized in another encoding.
         width, height: of the upright image, in pixels.
         problem: the reason why the normal image cannot be used, else empty.
     """
@@ -130,7 +130,7 @@ def fetch_all(urls: Sequence[str]) -> Iterator[bytes | ValueError]:
             yield ahead.popleft().result()
 
 
-def load(data: bytes | ValueError) -> Image.Image:
+def load_image(data: bytes | ValueError) -> Image.Image:
     if isinstance(data, ValueError):
         raise data
     return images.load(data)
@@ -147,7 +147,7 @@ def survey(task: IngestTask, output: str) -> list[Surveyed]:
 
 def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
     try:
-        image = load(data)
+        image = load_image(data)
     except ValueError as error:
         return replace(member, problem=f"its normal image is unusable: {error}")
     assert isinstance(data, bytes)
@@ -155,7 +155,7 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
         member,
         file_bytes=len(data),
         file_crc32=zlib.crc32(data),
-        normal_sha256=images.fingerprint(image),
+        normal_sha256=images.pixel_hash(image),
         width=image.width,
         height=image.height,
     )
@@ -186,7 +186,7 @@ def darken(member: Surveyed, normal: bytes | ValueError, darkening: Darkening) -
     """PNG bytes of a photograph's low-light exposure, seeded by the `pair_id` and so independent of other pairs."""
     name = hashlib.sha256(member.pair_id.encode()).digest()
     rng = np.random.default_rng([darkening.seed, int.from_bytes(name[:8])])
-    return images.encode_png(degrade(images.to_rgb(load(normal)), darkening.config, rng))
+    return images.encode_png(degrade(images.to_rgb(load_image(normal)), darkening.config, rng))
 
 
 def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueError) -> dict[str, Any]:
@@ -198,13 +198,13 @@ def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueErr
     if isinstance(normal, ValueError) or (len(normal), zlib.crc32(normal)) != (member.file_bytes, member.file_crc32):
         raise ValueError(CHANGED)
     try:
-        image = load(low)
+        image = load_image(low)
     except ValueError as error:
         raise ValueError(f"its low image is unusable: {error}") from None
     width, height = image.size
     if (width, height) != (member.width, member.height):
         raise ValueError(f"its low image is {width}x{height}, but its normal one {member.width}x{member.height}")
-    digest = hashlib.sha256((images.fingerprint(image) + member.normal_sha256).encode()).hexdigest()
+    digest = hashlib.sha256((images.pixel_hash(image) + member.normal_sha256).encode()).hexdigest()
     values = {"low": low, "normal": normal, "width": width, "height": height, "sha256": digest}
     return {"pair_id": member.pair_id, **values}
 
@@ -247,7 +247,7 @@ def run_ingest_tasks(
     started = shown = time.perf_counter()
     for row in rows:
         if row["error"]:
-            raise OSError(f"{what} stopped ({row['error']}); run the job again to go on from here")
+            raise OSError(f"{what} stopped ({row['error']}); run the job again to resume")
         done += int(row["num_pairs"])
         now = time.perf_counter()
         if now - shown > PROGRESS_EVERY_S:

@@ -25,7 +25,7 @@ def list_table(url: str) -> list[dict[str, str]]:
     """
     folder = url.rpartition("/")[0] or "."
     rows: dict[str, dict[str, str]] = {}
-    for number, raw in read_rows(url):
+    for number, raw in read_table_rows(url):
         unknown = sorted(set(raw) - set(COLUMNS))
         if unknown or not raw.get("low") or not raw.get("normal"):
             wrong = f"has the unknown column {unknown[0]!r}" if unknown else "lacks low or normal"
@@ -38,8 +38,8 @@ def list_table(url: str) -> list[dict[str, str]]:
             raise ValueError(f"line {number} of {url} repeats the pair {pair_id!r}; give each a pair_id of its own")
         rows[pair_id] = {
             "pair_id": pair_id,
-            "low": beside(folder, raw["low"]),
-            "normal": beside(folder, raw["normal"]),
+            "low": relative_to(folder, raw["low"]),
+            "normal": relative_to(folder, raw["normal"]),
             "split": raw.get("split", ""),
             "scene": raw.get("scene", ""),
         }
@@ -53,7 +53,7 @@ def read_splits(url: str) -> dict[str, str]:
         ValueError: naming the line, if a split is unknown or a column is missing.
     """
     splits = {}
-    for number, row in read_rows(url):
+    for number, row in read_table_rows(url):
         if not row.get("pair_id"):
             raise ValueError(f"line {number} of {url} has no pair_id; the columns are pair_id,split")
         check_split(row.get("split", ""), f"line {number} of {url}", SPLITS)
@@ -67,15 +67,16 @@ def check_split(split: str, where: str, allowed: tuple[str, ...]) -> None:
 
 
 def name_from(url: str) -> str:
-    """A pair_id that tells files apart, without extension and without the credentials that a URL may carry."""
+    """A `pair_id` from an image's URL, without its extension, its query and any credentials in it."""
     return posixpath.splitext(redact(url.partition("?")[0] if "://" in url else url))[0]
 
 
-def beside(folder: str, url: str) -> str:
+def relative_to(folder: str, url: str) -> str:
+    """A URL; one that is relative lies below `folder`."""
     return url if "://" in url or url.startswith("/") else storage.join(folder, url)
 
 
-def read_rows(url: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+def read_table_rows(url: str) -> Iterator[tuple[int, Mapping[str, str]]]:
     """(line number, row) of a .csv or .jsonl file."""
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")  # spreadsheets write a byte order mark

@@ -26,7 +26,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
-    """Where a stage begins.
+    """The beginning of a stage.
 
     Attributes:
         stage_index: position of the stage in `Objective.stages`, from 0.
@@ -39,7 +39,7 @@ class StageContext:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext(StageContext):
-    """Where an optimizer step stands, and what it may use besides its batch.
+    """One optimizer step: its place in the run, and everything that it may use besides its batch.
 
     Attributes:
         step: optimizer steps of this stage before this one.
@@ -57,7 +57,7 @@ class StepContext(StageContext):
 
 
 class Objective(Protocol):
-    """What is learned. Made on the driver, pickled to every worker."""
+    """The target and loss that a run trains on. Made on the driver, pickled to every worker."""
 
     @property
     def stages(self) -> Sequence[str]:

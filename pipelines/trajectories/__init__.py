@@ -1,1 +1,1 @@
-"""From pair shards and a teacher to its trajectories: cached, beside the trainers, or in them."""
+"""From pair shards and a teacher to its trajectories: cached, or computed during training."""

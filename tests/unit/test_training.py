@@ -21,7 +21,7 @@ from pipelines.tracking.run import OFF
 from pipelines.tracking.spill import File, Point
 from pipelines.tracking.writer import BufferedWriter
 from pipelines.training import checkpoints, runs
-from pipelines.training.distillation import DistillObjective
+from pipelines.training.distillation import DistillObjective, student_name
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
 from pipelines.training.objective import StageContext
 from pipelines.training.progress import Progress
@@ -259,6 +259,18 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
         assert worker.metrics == {"psnr": 17.0}
     assert told[0] == told[1]
     assert [(point.name, point.value) for point in told[0]] == [("validation/psnr", 17.0)]
+
+
+def test_a_student_records_the_teacher_that_its_records_were_made_with(loop: Loop, tmp_path: Path) -> None:
+    """Whatever lies at the teacher's URL when it is saved."""
+    config = replace(loop.objective.config, output=str(tmp_path))  # type: ignore[attr-defined]
+    objective = DistillObjective(config, None, "abc123")
+    student = objective.begin(StageContext(stage_index=0, device=CPU))
+    Path(config.teacher).unlink()
+    for best in (False, True):
+        objective.save(0, student, {"psnr": 17.0}, best=best)
+        facts = load_network(f"{tmp_path}/{student_name(4, best=best)}").facts
+        assert (facts["teacher_sha256"], facts["num_steps"]) == ("abc123", 2)
 
 
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
