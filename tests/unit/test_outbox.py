@@ -73,6 +73,22 @@ def test_drops_what_is_refused_and_goes_on() -> None:
     assert receiver.items == [0, 1, 2, 4, 5]
 
 
+def test_a_rejection_shows_that_the_receiver_is_back() -> None:
+    receiver = Receiver()
+    receiver.away.set()
+    receiver.refuses = lambda item: item == 0
+    outbox = Outbox[int]("test", receiver, capacity=100)
+    outbox.put([0])
+    while not outbox.unavailable:
+        time.sleep(0.01)
+    receiver.away.clear()
+    while outbox.unavailable:
+        time.sleep(0.01)
+    outbox.put([1])
+    assert outbox.close(timeout_s=10) == []
+    assert (outbox.dropped, receiver.items) == (1, [1])
+
+
 def test_closing_gives_up_in_time() -> None:
     receiver = Receiver()
     receiver.away.set()
