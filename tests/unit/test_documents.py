@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+
+from pipelines.weights import save_network
+from reddit_core.networks.sr3_unet import UNet
+from reddit_core.weights import NetworkFile
 
 ROOT = Path(__file__).parents[2]
 IGNORED = {".venv", ".git", "runs", "build"}
@@ -78,7 +83,10 @@ def test_the_files_that_a_page_names_are_there(page: Path) -> None:
                 assert (ROOT / name).exists(), f"{name} is not there"
 
 
-@pytest.mark.parametrize(("job", "flags"), list(documented_commands()))
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [pytest.param(*command, id=f"{command[0]}-{i}") for i, command in enumerate(documented_commands())],
+)
 def test_the_documented_commands_are_understood(
     job: str, flags: str, check_job_command: Callable[[str, str], None]
 ) -> None:
@@ -100,9 +108,21 @@ def test_documented_python_imports_what_there_is(page: Path) -> None:
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=name_of)
-def test_no_file_cites_a_document_that_is_not_here(path: Path) -> None:
-    assert not re.search(r"\b[D]ESIGN\b|\bREVIEW\.md\b|\b[R]AY\.md\b", path.read_text())
+def test_the_python_of_the_readme_enhances_a_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_unet: UNet
+) -> None:
+    (block,) = (block for language, block in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python")
+    url = str(tmp_path / "runs/demo/distill/student-2.safetensors")
+    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
+    Image.new("RGB", (30, 20), (9, 8, 7)).save(tmp_path / "night.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert Image.open(tmp_path / "enhanced.png").size == (30, 20)
+
+
+def test_no_file_cites_a_document_that_is_not_here() -> None:
+    citing = re.compile(r"\b[D]ESIGN\b|\b[R]EVIEW\.md\b|\b[R]AY\.md\b")
+    assert [name_of(path) for path in (*PAGES, *SOURCES) if citing.search(path.read_text())] == []
 
 
 def test_the_hooks_use_the_ruff_of_the_constraints() -> None:
