@@ -21,11 +21,13 @@ from pipelines import tracking
 from pipelines.config.parts import TrackingConfig
 from pipelines.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle, RunWriter, spill, tracked_run
+from pipelines.tracking.mlflow_backend import student_model
 from pipelines.tracking.mlflow_backend.client import translated_errors
 from pipelines.tracking.outbox import RejectedError, UnavailableError
 from pipelines.tracking.spill import Point
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance
+from reddit_core.student import Student
 from reddit_core.weights import NetworkFile, encode_network
 
 
@@ -124,12 +126,15 @@ def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) 
     version = MlflowClient(server.uri).get_model_version("tiny-student", "1")
     assert "eight photographs" in version.description
     assert "| 20 | 22 |" in version.description
+    tiles = {"tile": 16, "overlap": 4}
     # In a process of its own, so that the code inside the model is what runs.
     script = (
         "import mlflow, numpy, sys; from mlflow import pyfunc\n"
         f"mlflow.set_tracking_uri({server.uri!r})\n"
         f"model = pyfunc.load_model({urls[0]!r})\n"
-        f"numpy.save({str(tmp_path / 'out.npy')!r}, model.predict(numpy.load({str(tmp_path / 'in.npy')!r})))\n"
+        f"images = numpy.load({str(tmp_path / 'in.npy')!r})\n"
+        f"numpy.save({str(tmp_path / 'out.npy')!r}, model.predict(images))\n"
+        f"numpy.save({str(tmp_path / 'tiled.npy')!r}, model.predict(images, params={tiles!r}))\n"
         "print(sys.modules['reddit_core'].__file__)\n"
         "print(model.metadata.signature, model.metadata.saved_input_example_info)"
     )
@@ -138,12 +143,14 @@ def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) 
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120
     )
     assert str(Path(__file__).parents[2] / "reddit_core") not in done.stdout
-    assert all(words in done.stdout for words in ("uint8", "(-1, -1, -1, 3)", "steps", "seed", "input_example"))
+    assert all(words in done.stdout for words in ("uint8", "(-1, -1, -1, 3)", *student_model.PARAMS, "input_example"))
     low = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = (enhance(tiny_unet, low, file.schedule, 2, seed=0) + 1) * 127.5
     result = torch.from_numpy(np.load(tmp_path / "out.npy")).permute(0, 3, 1, 2)
     assert result.dtype == torch.uint8
     assert (result.float() - expected).abs().max() <= 0.51
+    tiled = [Student(file).enhance(image, steps=2, **tiles) for image in images]
+    assert np.abs(np.load(tmp_path / "tiled.npy").astype(int) - np.stack(tiled)).max() <= 1
 
 
 @pytest.mark.slow

@@ -49,11 +49,11 @@ def test_add_noise_by_hand() -> None:
 
 @given(seeds, noisy_levels, noisy_levels)
 @settings(max_examples=30)
-def test_both_kinds_of_output_mean_the_same(seed: int, one: float, other: float) -> None:
+def test_all_kinds_of_output_mean_the_same(seed: int, one: float, other: float) -> None:
     x_0, eps = normal_images(seed, 2)
     a = levels(one, other)
     z = add_noise(x_0, eps, a)
-    for output, kind in ((eps, "eps"), (v_from(x_0, eps, a), "v")):
+    for output, kind in ((eps, "eps"), (v_from(x_0, eps, a), "v"), (x_0, "x")):
         estimate = interpret(output, z, a, kind)
         torch.testing.assert_close(estimate.x_0, x_0)
         torch.testing.assert_close(estimate.eps, eps)
@@ -61,11 +61,13 @@ def test_both_kinds_of_output_mean_the_same(seed: int, one: float, other: float)
 
 @given(seeds, noisy_levels)
 @settings(max_examples=30)
-def test_any_v_gives_an_estimate_that_makes_up_z(seed: int, level: float) -> None:
-    z, v = normal_images(seed, 2)
+def test_any_v_or_x_gives_an_estimate_that_makes_up_z(seed: int, level: float) -> None:
+    z, output = normal_images(seed, 2)
     a = levels(level, level)
-    estimate = interpret(v, z, a, "v")
-    torch.testing.assert_close(add_noise(estimate.x_0, estimate.eps, a), z)
+    for kind in ("v", "x"):
+        estimate = interpret(output, z, a, kind)
+        torch.testing.assert_close(add_noise(estimate.x_0, estimate.eps, a), z)
+    assert torch.equal(estimate.x_0, output)
 
 
 @given(seeds, st.floats(0.05, 0.9), st.floats(0.01, 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reddit_core.diffusion import Estimate, v_from
+from reddit_core.diffusion import Estimate, add_noise, per_image, v_from
 from reddit_core.losses import LossWeights, distillation_terms, mse_per_sample, regression, teacher_loss, total
 from reddit_core.trajectory import Targets
 
@@ -86,6 +86,17 @@ def test_teacher_loss_is_on_its_own_output() -> None:
     v = v_from(X_0, EPS, a)
     torch.testing.assert_close(teacher_loss(EPS + 0.1, X_0, EPS, a, "eps"), torch.tensor([0.01, 0.01]))
     torch.testing.assert_close(teacher_loss(v + 0.2, X_0, EPS, a, "v"), torch.tensor([0.04, 0.04]))
+
+
+def test_teacher_loss_of_x_is_that_of_v_with_its_weight_limited() -> None:
+    """By hand at sigma 0.8 and 0.6; at the clean end it is divided by 0.25."""
+    a = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    torch.testing.assert_close(teacher_loss(X_0 + 0.2, X_0, EPS, a, "x"), torch.tensor([0.04 / 0.64, 0.04 / 0.36]))
+    z = add_noise(X_0, EPS, a)
+    v = (per_image(a) * z - (X_0 + 0.2)) / (1 - per_image(a).square()).sqrt()
+    torch.testing.assert_close(teacher_loss(X_0 + 0.2, X_0, EPS, a, "x"), teacher_loss(v, X_0, EPS, a, "v"))
+    clean = torch.ones(2, dtype=torch.float64)
+    torch.testing.assert_close(teacher_loss(X_0 + 0.2, X_0, EPS, clean, "x"), torch.tensor([0.16, 0.16]))
 
 
 @pytest.mark.parametrize("name", ["distill", "pixel", "perceptual"])

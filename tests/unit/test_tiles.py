@@ -1,5 +1,6 @@
 """Tiles agree with each other, and with the untiled result."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from torch import nn
 
 from reddit_core import tiles
 from reddit_core.networks import Network
+from reddit_core.networks.layers import SelfAttention
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.pixels import Pixels
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.shared_statistics import Core, SharedNetwork
+from reddit_core.shared_statistics import Core, SharedAttention, SharedNetwork, SharedNorm
 from reddit_core.student import Student
 from reddit_core.tiles import blend_weights, plan_spans, plan_tiles, sample_boxes, spread
 from reddit_core.weights import NetworkFile, decode_network
@@ -199,6 +201,77 @@ def test_statistics_of_a_sample_that_is_the_whole_image_are_exact(deeper_unet: U
         assert network.change < 1e-4
         with network.apply() as applied:
             torch.testing.assert_close(applied(noise, level, low=low), expected, rtol=1e-4, atol=1e-5)
+
+
+class Pooled(UNet):
+    """A U-Net whose output also depends on the mean of the whole image."""
+
+    named = False
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, z: torch.Tensor, sqrt_alpha_bar: torch.Tensor, *, low: torch.Tensor) -> torch.Tensor:
+        return super().forward(z, sqrt_alpha_bar, low=low) + self.pool(low)
+
+    def global_layers(self) -> dict[str, nn.Module]:
+        return {**super().global_layers(), **({"pool": self.pool} if self.named else {})}
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (True, r"layer pool \(AdaptiveAvgPool2d\) looks at the whole image, but tiles cannot share its statistics yet"),
+        (False, r"layer pool \(AdaptiveAvgPool2d\) may look at the whole image, but the network does not name it"),
+    ],
+)
+def test_a_layer_that_tiles_do_not_know_is_rejected_and_never_skipped(
+    tiny_unet: UNet, named: bool, message: str
+) -> None:
+    network = Pooled(tiny_unet.config).eval()
+    network.named = named
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises(ValueError, match=message):
+        enhance(network, pixels, 1, tile=32, overlap=8)
+    assert enhance(network, pixels, 1).shape == pixels.shape, "in one piece it needs no sharing"
+
+
+class Unnamed(UNet):
+    """A U-Net that forgets to name its norms and attention."""
+
+    def global_layers(self) -> dict[str, nn.Module]:
+        return {}
+
+
+def test_a_norm_that_the_network_does_not_name_is_rejected(tiny_unet: UNet) -> None:
+    with pytest.raises(
+        ValueError, match=r"layer .* \(GroupNorm\) may look at the whole image, but the network does not"
+    ):
+        SharedNetwork(Unnamed(tiny_unet.config))
+
+
+def test_every_global_layer_is_shared(deeper_unet: UNet) -> None:
+    shared = SharedNetwork(deeper_unet)
+    assert not any(isinstance(layer, (nn.GroupNorm, SelfAttention)) for layer in own_layers(shared.network))
+    norms = sum(isinstance(layer, nn.GroupNorm) for layer in deeper_unet.modules())
+    assert len(shared.norms) == norms and len(shared.layers) > norms
+
+
+def own_layers(network: nn.Module) -> Iterator[nn.Module]:
+    """All layers, without those that a shared layer keeps for their weights."""
+    for layer in network.children():
+        yield layer
+        if not isinstance(layer, (SharedNorm, SharedAttention)):
+            yield from own_layers(layer)
+
+
+def test_outside_of_a_pass_a_shared_network_does_not_run(tiny_unet: UNet) -> None:
+    shared, image = SharedNetwork(tiny_unet), torch.zeros(1, 3, 8, 8)
+    with torch.no_grad(), shared.sample() as network:
+        network(image, torch.ones(1), low=image)
+    with pytest.raises(AssertionError, match="runs within a pass"):
+        shared.network(image, torch.ones(1), low=image)
 
 
 def test_the_network_itself_is_left_alone(tiny_unet: UNet) -> None:

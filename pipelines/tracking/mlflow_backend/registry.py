@@ -19,6 +19,7 @@ from pipelines.tracking.mlflow_backend import student_model
 from pipelines.tracking.mlflow_backend.client import connect, log_if_undeliverable, upload_timeout
 from pipelines.tracking.mlflow_backend.runs import ensure_run
 from pipelines.tracking.run import RunHandle
+from reddit_core.student import OVERLAP, TILE
 
 WEIGHTS_TAG = "reddit.weights_sha256"
 # The packages that the code inside a registered model imports.
@@ -30,7 +31,8 @@ def register_student(
 ) -> str:
     """Logs a student as a pyfunc model of the run and registers it; the same weights of a run only once.
 
-    `mlflow.pyfunc.load_model(uri).predict(images)` enhances uint8 [N, H, W, 3]; its params are steps and seed.
+    `mlflow.pyfunc.load_model(uri).predict(images)` enhances uint8 [N, H, W, 3]; its params are steps,
+    seed, tile and overlap, as those of the enhance job.
 
     Args:
         handle: the student's run.
@@ -102,7 +104,8 @@ def _save_pyfunc(
     weights_file, model_folder = folder / "student.safetensors", folder / "model"
     weights_file.write_bytes(weights)
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
-    params = ParamSchema([ParamSpec("steps", "integer", card.steps), ParamSpec("seed", "integer", seed)])
+    defaults = {"steps": card.steps, "seed": seed, "tile": TILE, "overlap": OVERLAP}
+    params = ParamSchema([ParamSpec(name, "integer", defaults[name]) for name in student_model.PARAMS])
     mlflow.pyfunc.save_model(
         model_folder,
         loader_module=student_model.MODULE,

@@ -15,6 +15,7 @@ from reddit_core.student import Student
 from reddit_core.weights import NetworkFile, decode_network
 
 MODULE = "student_model"
+PARAMS = ("steps", "seed", "tile", "overlap")
 
 
 class StudentModel:
@@ -26,10 +27,15 @@ class StudentModel:
     def predict(self, images: NDArray[np.uint8], params: Mapping[str, Any]) -> NDArray[np.uint8]:
         """Enhanced images, uint8 [N, H, W, 3] like the input; one at a time, so memory does not grow with N.
 
-        `params` holds `steps` (sampling steps) and `seed` (of the sampler's noise).
+        `params` holds `steps` (sampling steps), `seed` (of the sampler's noise), `tile` and `overlap` (in pixels).
         """
-        steps, seed = int(params["steps"]), int(params["seed"])
-        return np.stack([self.student.enhance(np.asarray(image), seed=seed, steps=steps) for image in images])
+        steps, seed, tile, overlap = (int(params[name]) for name in PARAMS)
+        return np.stack(
+            [
+                self.student.enhance(np.asarray(image), seed=seed, steps=steps, tile=tile, overlap=overlap)
+                for image in images
+            ]
+        )
 
 
 def _load_pyfunc(data_path: str) -> StudentModel:
