@@ -93,10 +93,10 @@ def read_tensors(url: str) -> dict[str, Tensor]:
 
 
 def load_lpips(url: str) -> Lpips:
-    """The perceptual distance over the backbone at a URL, read without pickle.
+    """Loads LPIPS with the backbone at a URL, without unpickling code.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no backbone that can be used.
     """
     try:
         return Lpips(read_tensors(url))

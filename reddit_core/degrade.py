@@ -1,4 +1,4 @@
-"""A physical model of a low-light exposure, for those who have only normal-light photographs.
+"""A physical model of a low-light exposure, to make pairs from normal-light photographs alone.
 
 Linear light, an exposure in stops, a colour cast, shot noise that grows with the signal, read noise that
 does not, and the camera's gamma and 8 bits again (Foi et al. 2008 for the noise model).
@@ -14,7 +14,7 @@ GAMMA = 2.2
 
 @dataclass(frozen=True, kw_only=True)
 class DegradeConfig:
-    """Ranges from which one exposure is drawn.
+    """Ranges of the random exposure.
 
     Attributes:
         stops: least and greatest darkening in photographic stops (4 is a sixteenth of the light).
@@ -41,7 +41,7 @@ class DegradeConfig:
 
 
 def degrade(normal: NDArray[np.uint8], config: DegradeConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A low-light exposure of a photograph; both [H, W, 3] uint8 in display gamma."""
+    """Simulates a low-light exposure of a photograph; both are [H, W, 3] uint8 in display gamma (2.2)."""
     stops = rng.uniform(*config.stops)
     red, blue = 1 + rng.uniform(-config.cast, config.cast, size=2)
     linear = (normal.astype(np.float64) / 255) ** GAMMA

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018) over a VGG16 or AlexNet state dict that the user gives.
+"""LPIPS (Zhang et al. 2018) with a VGG16 or AlexNet state dict from the user.
 
 No torchvision: the convolutions are rebuilt from the state dict's own `features.N.weight` names, with
 ReLU after each and max pooling where the architecture has it.
@@ -28,17 +28,17 @@ STD = (0.458, 0.448, 0.450)
 
 
 class Lpips(nn.Module):
-    """The distance between images in [-1, 1]; with `lin*` weights the learned one, else channel means.
+    """Perceptual distance between images in [-1, 1]; channels are weighted by `lin*` weights if given, else equally.
 
     Args:
         state: `features.N.weight` / `.bias` of VGG16 or AlexNet as torchvision names them, and
             optionally `lin0.model.1.weight` to `lin4.model.1.weight` of the LPIPS release (v0.1).
 
     Attributes:
-        learned: whether the `lin*` weights are there; without them, figures are not those of publications.
+        learned: whether the `lin*` weights were given; without them, values cannot be compared with publications.
 
     Raises:
-        ValueError: if the state dict is of neither backbone, or holds only some `lin*` weights, or another's.
+        ValueError: if the state dict is of neither backbone, or its `lin*` weights are incomplete or of the other.
     """
 
     mean: Tensor
@@ -64,7 +64,7 @@ class Lpips(nn.Module):
 
     @property
     def name(self) -> str:
-        """What figures are called: `lpips_vgg`, or `lpips_vgg_uniform` without the learned weights."""
+        """Name of the metric: `lpips_vgg`, or `lpips_vgg_uniform` without the learned weights."""
         return f"lpips_{self.backbone}{'' if self.learned else '_uniform'}"
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
@@ -79,7 +79,7 @@ class Lpips(nn.Module):
             weight, bias = getattr(self, f"weight_{index}"), getattr(self, f"bias_{index}")
             hidden = functional.relu(functional.conv2d(hidden, weight, bias, stride, padding))
             if index in self.taps:
-                # Not hidden / sqrt(sum(hidden^2)): its gradient is NaN where ReLU left nothing of a pixel.
+                # Not hidden / sqrt(sum(hidden^2)): its gradient is NaN where all features of a pixel are 0.
                 taken.append(functional.normalize(hidden, dim=1, eps=1e-10))
         return taken
 
@@ -107,7 +107,11 @@ def backbone_of(state: dict[str, Tensor]) -> Backbone:
 
 
 def has_linear_weights(state: dict[str, Tensor], channels: Sequence[int]) -> bool:
-    """Whether the learned weights of all taps are there; a part of them, or other shapes, are refused."""
+    """Whether the learned weights of all taps are there.
+
+    Raises:
+        ValueError: if only some are, or their shapes do not fit the backbone.
+    """
     missing = [LINEAR.format(tap) for tap in range(len(channels)) if LINEAR.format(tap) not in state]
     if len(missing) == len(channels):
         return False

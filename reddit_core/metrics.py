@@ -12,10 +12,10 @@ from torch import Tensor
 from reddit_core.retinex import gray
 
 SSIM_WINDOW = 11
-# Energy that rounding to 8 bits alone gives: the error's variance in each channel, times the squares of the luma's
-# weights and of the Laplacian's. A ground truth with less has no detail that a result could be compared with.
+# Laplacian energy of the error of rounding to 8 bits: variance in each channel times the squared weights of the luma
+# and of the Laplacian. A ground truth with less energy has no detail to compare with.
 FLAT = (1 / 255) ** 2 / 12 * (0.299**2 + 0.587**2 + 0.114**2) * (8 + 8**2) / 16**2
-# What is NaN where the ground truth is flat, for every result alike.
+# Metrics that are NaN for images whose ground truth is flat.
 SHARPNESS = ("sharpness", "sharpness_gt_mean")
 
 

@@ -61,7 +61,7 @@ def ddim_sample(
 
 
 def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c h2 w2"]:
-    """Extends the bottom and right edges until both sides are multiples; mirrored where large enough."""
+    """Extends the bottom and right edges to the next multiple: mirrored if the image is large enough, else repeated."""
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     mode = "reflect" if bottom < height and right < width else "replicate"

@@ -1,4 +1,4 @@
-"""The noise schedule: one float64 `alpha_bar` table, N-step grids on it, and draws of noise levels."""
+"""The noise schedule: one float64 `alpha_bar` table, N-step grids on it, and random noise levels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,11 +43,11 @@ class NoiseSchedule:
 
     @cached_property
     def sqrt_alpha_bar(self) -> Float64[Tensor, " table"]:
-        """The signal's share at each table index, falling from 1; what the network is given as its level."""
+        """Signal level at each table index, falling from 1; the network's noise-level input."""
         return self.alpha_bar.sqrt()
 
     def grid(self, num_nodes: int) -> list[int]:
-        """Table indices of the N-step grid, clean end first: node i stands at `i * num_steps / N`.
+        """Table indices of the N-step grid, clean end first: node i is at index `i * num_steps / N`.
 
         Raises:
             ValueError: if `num_nodes` does not divide the table.
@@ -65,7 +65,7 @@ class NoiseSchedule:
     ) -> Float64[Tensor, "*b"]:
         """The `sqrt_alpha_bar` of each node (0 is the clean end) of the `num_nodes` grid.
 
-        `node` reads the table there. `interval` draws uniformly between the node and its next cleaner
+        `node` is the table entry of the node. `interval` draws uniformly between the node and its next cleaner
         neighbour on the grid; node 0 has none and stays exactly clean. `released` does the same, but
         wraps around at node 0 as the released code does: its level comes from between 1 and the
         noisiest node.

@@ -66,7 +66,7 @@ class Core(NamedTuple):
 
 @dataclass
 class State:
-    """Shared by all layers of one network: the phase, and what the survey counts of the present piece."""
+    """Shared by all layers of one network: the phase, and the part of the current tile that a survey counts."""
 
     phase: Phase | None = None
     num_tiles: int = 0
@@ -89,7 +89,7 @@ class Statistics(NamedTuple):
 
 
 class SharedNorm(nn.Module):
-    """A GroupNorm whose statistics come from the phase instead of the piece at hand."""
+    """A GroupNorm that takes its statistics from the current phase instead of its input."""
 
     def __init__(self, norm: nn.GroupNorm, state: State) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class SharedNorm(nn.Module):
         return torch.addcmul(offset, features.float(), scale.float()[:, None, None]).to(features.dtype)
 
     def learn(self) -> None:
-        """Turns what was surveyed into the correction of the next sample."""
+        """Computes the correction of the next sample from the survey."""
         counts = torch.tensor([count for count, _ in self.surveyed], dtype=torch.float64)
         means, variances = (torch.stack([part[i] for _, part in self.surveyed]) for i in range(2))
         weights = (counts / counts.sum()).to(means)[:, None]
@@ -147,10 +147,10 @@ class SharedNorm(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """Self-attention of every piece to positions of the whole image, instead of to its own.
+    """Self-attention of every piece to positions of the whole image instead of its own.
 
-    A sample attends to itself. Tiles attend to the positions that the last survey counted, in the first
-    survey to those of the sample.
+    A sample attends to itself. Tiles attend to positions that the last survey counted, or during the first survey to
+    those of the sample.
     """
 
     def __init__(self, attention: SelfAttention, state: State) -> None:
@@ -178,7 +178,7 @@ class SharedAttention(nn.Module):
         return result
 
     def learn(self) -> None:
-        """Turns what was surveyed into what tiles attend to."""
+        """Takes the surveyed positions as those that tiles attend to."""
         self.learned = torch.cat(self.surveyed)
         self.surveyed = []
 
@@ -198,7 +198,7 @@ def choose(positions: Float[Tensor, "n c"], most: int) -> Float[Tensor, "m c"]:
 class SharedNetwork:
     """A copy of a network with shared statistics, and the passes that find them.
 
-    A pass is a context in which `network` may be called as the original; outside of one it refuses to run.
+    A pass is a context that yields the network, to be called like the original. Outside of a pass it raises.
 
     Raises:
         ValueError: if a layer of the network may look at the whole image, and tiles cannot share its statistics.

@@ -1,8 +1,8 @@
 """Enhancement of photographs of any size in bounded memory: overlapping tiles that agree with each other.
 
 The noise is drawn for the whole image, each step is blended before the next one starts, and all tiles
-share the statistics of the whole image (`shared_statistics.py`), so that the result is that of the untiled
-sampler but for what lies beyond a tile's overlap.
+share the statistics of the whole image (`shared_statistics.py`), so the result equals that of the untiled
+sampler except for influences from beyond a tile's overlap.
 """
 
 import math
@@ -62,8 +62,8 @@ def plan_spans(size: int, tile: int, overlap: int, multiple: int) -> list[Span]:
 def blend_weights(spans: list[Span]) -> list[Float[Tensor, " length"]]:
     """One weight per pixel of each span; at every position of the axis they add up to 1.
 
-    Over an overlap the weight moves from one span to the next along a smooth step in its middle half; the
-    outer quarters, which see the least of their surroundings, get nothing.
+    Across an overlap the weight moves from one span to the next in a smooth step over the middle half; the outer
+    quarters, with the least context, have weight 0.
     """
     total = torch.zeros(spans[-1].stop)
     weights = [torch.ones(span.stop - span.start) for span in spans]

@@ -1,4 +1,4 @@
-"""Weights as bytes: our safetensors, which describe their network, and released `.pth` state dicts."""
+"""Weights as bytes: safetensors that describe their network, and released `.pth` state dicts."""
 
 import io
 import json
@@ -22,14 +22,14 @@ FORMAT = "reddit-network-1"
 UNET_FORMAT, UNET_KIND = "reddit-unet-1", "sr3-unet"
 RELEASED_PREFIX = "denoise_fn."
 HEADER_ALIGNMENT = 8
-# In the released state dicts, but without effect on the output: a second embedding of the level in each
-# residual block, and a variance head.
+# Tensors of the released state dicts without effect on the output: a second embedding of the level in each residual
+# block, and a variance head.
 RELEASED_UNUSED = re.compile(r"(^var_conv\.|\.res_block\.mlp\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFile:
-    """A network with what is needed to use it: its schedule, and free-form facts about its making."""
+    """A network, its noise schedule, and free-form facts about its training."""
 
     network: Network
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
@@ -63,7 +63,7 @@ def _with_sorted_header(data: bytes) -> bytes:
 
 
 def decode_network(data: bytes, norm_groups: int = 32) -> NetworkFile:
-    """Reads either format; `norm_groups` is used only where the file does not say (released `.pth`).
+    """Reads any format; `norm_groups` applies to a released `.pth` only, which does not record it.
 
     Raises:
         ValueError: if the bytes are neither, or the tensors do not fit the network they describe.
@@ -130,7 +130,7 @@ def _unpickle(data: bytes) -> Mapping[str, Any]:
 
 
 def _load(network: Network, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Loads what has the right name; returns the names that are missing, and those that are unknown."""
+    """Loads the tensors whose names match; returns the missing and the unknown names."""
     try:
         missing, unexpected = network.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # a shape differs

@@ -1,4 +1,4 @@
-"""The actor that reads, enhances and writes photographs, and what it is told."""
+"""The actor that reads, enhances and writes photographs, and its work list."""
 
 import errno
 import io
@@ -22,13 +22,22 @@ from reddit_core.pixels import Pixels
 
 COMPARISONS = "compare"
 COMPARISON_SIDE = 2048
-# Errors of reading that are of one file, such as a bad sector, a name that is too long, and links in a circle.
+# Read errors that concern one file: a bad sector, a name that is too long, a cycle of links.
 OF_A_FILE = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done: where photographs lie, which are there, which are missing, and with how many steps."""
+    """The work list of a run.
+
+    Attributes:
+        root: URL of the folder with the photographs.
+        names: all photographs, relative to the root.
+        missing: those without a result.
+        ignored: number of files that are no photographs.
+        steps: sampling steps.
+        settings: everything that decides the results; stored with them.
+    """
 
     root: str
     names: Sequence[str]
@@ -39,7 +48,7 @@ class Work:
 
 
 def results_of(config: EnhanceConfig, name: str) -> list[str]:
-    """The files that a photograph leads to, relative to the output."""
+    """The result files of a photograph, relative to the output."""
     return [name, *([f"{COMPARISONS}/{name}.jpg"] if config.compare else [])]
 
 
@@ -60,12 +69,17 @@ class Enhancer:
             self.write(name, photograph, pixels)
         except ValueError as error:
             return outcome(name, reason=str(error))
-        except OSError as error:  # for people, so it has to reach the driver in one piece
+        except OSError as error:  # reported by the driver, as one line
             return outcome(name, of_storage=str(error) or type(error).__name__)
         return outcome(name, megapixels=pixels.shape[0] * pixels.shape[1] / 1e6, seconds=seconds)
 
     def read(self, name: str) -> Photograph:
-        """A photograph; a file that storage has, but cannot read, is a ValueError as a broken one is."""
+        """Reads a photograph.
+
+        Raises:
+            ValueError: if it is broken, or storage has the file but cannot read it.
+            OSError: if storage fails.
+        """
         try:
             return read_photograph(storage.read_bytes(storage.join(self.work.root, name)))
         except OSError as error:
@@ -81,7 +95,7 @@ class Enhancer:
         storage.write_bytes(storage.join(self.config.output, name), write_photograph(photograph, pixels))
 
     def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
-        """The enhanced pixels, and the seconds that the network took."""
+        """The enhanced pixels, and the seconds that it took without waiting for the network."""
         config = self.config
         with self.network_is_free:
             started = time.perf_counter()
@@ -92,13 +106,13 @@ class Enhancer:
 def outcome(
     name: str, *, reason: str = "", of_storage: str = "", megapixels: float = 0.0, seconds: float = 0.0
 ) -> dict[str, list[Any]]:
-    """A row for the driver: the `reason` why a photograph was left out, or what storage failed with, or its figures."""
+    """A row for the driver: a photograph's figures, the `reason` why it was left out, or the error of storage."""
     row = {"name": name, "reason": reason, "of_storage": of_storage, "megapixels": megapixels, "seconds": seconds}
     return {column: [value] for column, value in row.items()}
 
 
 def side_by_side(before: Pixels, after: Pixels) -> bytes:
-    """A JPEG of both, 8-bit, each with at most `COMPARISON_SIDE` pixels a side."""
+    """A JPEG of both next to each other, 8-bit, each with at most `COMPARISON_SIDE` pixels a side."""
     halves = []
     for pixels in (before, after):
         image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))

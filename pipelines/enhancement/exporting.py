@@ -1,4 +1,4 @@
-"""A student outside this project: its sampler unrolled around the network, as ONNX and as torch.export.
+"""Exports a student for use without this project: its sampler unrolled around the network, as ONNX and torch.export.
 
 Both take `noise` (standard normal) and `low` (in [-1, 1]), float32 [batch, 3, height, width], and return the enhanced
 image in [-1, 1]; the program takes `low` by keyword, ONNX takes both by name. Batch, height and width are free; height
@@ -43,7 +43,7 @@ EXAMPLE_SIZE = (2, 4, 6)
 
 
 class UnrolledSampler(nn.Module):
-    """All steps of `sampler.ddim_sample` in its exact mode, with the coefficients as constants."""
+    """All steps of `sampler.ddim_sample` in `exact` mode, with the coefficients as constants."""
 
     def __init__(self, network: Network, schedule: NoiseSchedule, num_steps: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class UnrolledSampler(nn.Module):
 
 
 def export(config: ExportConfig) -> Report:
-    """Writes `student.onnx`, `student.pt2` and the model card, after both gave torch's results.
+    """Writes `student.onnx`, `student.pt2` and the model card, after checking that both agree with torch.
 
     Raises:
         ValueError: if the weights cannot be used, the packages of the extra are missing, or an export differs.
@@ -148,7 +148,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> bytes:
 
 
 def check_parity(file: NetworkFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
-    """The greatest difference of each export from the sampler, at two sizes.
+    """The largest difference of each export from the sampler, at two image sizes.
 
     Raises:
         ValueError: if one is above `TOLERANCE`.
@@ -183,9 +183,9 @@ def run_onnx(session: Any, noise: NDArray[np.float32], *, low: NDArray[np.float3
 
 
 def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
-    """The card that lies beside the weights, else one made from what they say of themselves.
+    """The card next to the weights, or one made from the facts that they hold.
 
-    It also says if the sampler is unrolled for another number of steps than the student was distilled for.
+    It notes if the sampler is unrolled for another number of steps than the student was distilled for.
     """
     distilled = file.num_steps or steps
     note = f"\nUnrolled for {steps} steps, distilled for {distilled}.\n" if steps != distilled else ""

@@ -1,4 +1,4 @@
-"""Photographs as files: what is read is written back in kind (format, bit depth, alpha, ICC profile, EXIF).
+"""Reads and writes photographs; a result keeps the original's format, bit depth, alpha, ICC profile and EXIF.
 
 8-bit pictures go through Pillow; it cannot hold 16-bit RGB, so those go through `sixteen_bit.py`, and are written by
 OpenCV (PNG) and tifffile (TIFF).
@@ -25,10 +25,10 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_MEGAPIXELS = 50.5  # cameras of nominal 50 have a few more
 QUALITY = 95
 EXIF_PREFIX = b"Exif\0\0"
-# Tags of a TIFF's main directory that say where a picture comes from, as (tag, ASCII type): description, maker,
+# Tags of a TIFF's main directory that are kept: description, maker,
 # model, software, date, artist, copyright.
 PROVENANCE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
-# Where EXIF keeps how and where it was taken.
+# EXIF directories with the camera settings and the place.
 DIRECTORIES = (IFD.Exif, IFD.GPSInfo)
 ASCII, LONG = 2, 4
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -116,14 +116,14 @@ def _decode_16_bit(image: Image.Image, data: bytes) -> Photograph:
 
 
 def _exif_of(image: Image.Image) -> bytes:
-    """The EXIF block without orientation; of a TIFF, without the tags that say how its pixels are laid out."""
+    """The EXIF block without orientation, and for a TIFF without the tags that describe its pixel layout."""
     found = image.getexif()
     exif = _copy_exif(found, PROVENANCE_TAGS if image.format == "TIFF" else tuple(found))
     return exif.tobytes() if len(exif) else b""
 
 
 def _copy_exif(found: Image.Exif, tags: Iterable[int]) -> Image.Exif:
-    """Some tags of the main directory, without orientation, and all of the directories of how and where."""
+    """Copies some tags of the main directory, without orientation, and all of `DIRECTORIES`."""
     exif = Image.Exif()
     for tag in tags:
         if tag in found and tag not in (ORIENTATION, *DIRECTORIES):
@@ -144,12 +144,12 @@ def _load_exif(data: bytes) -> Image.Exif:
 
 
 def _unread(value: Any) -> Any:
-    """Text as the bytes it was: Pillow reads them as Latin-1, and would write whatever is not ASCII as "?"."""
+    """Text as its original bytes: Pillow decodes them as Latin-1, and would write non-ASCII characters as "?"."""
     return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def _is_lossless(name: str, data: bytes) -> bool:
-    """Whether the pixels are stored exactly; a WebP says so by the kind of its image chunk."""
+    """Whether the pixels are stored exactly; of a WebP the type of its image chunk decides."""
     if name != "WEBP":
         return name not in ("JPEG", PHONE_JPEG)
     position = 12
@@ -162,9 +162,9 @@ def _is_lossless(name: str, data: bytes) -> bool:
 
 
 def write_photograph(original: Photograph, pixels: Pixels) -> bytes:
-    """New pixels ([H, W, 3], type and size of the original's) as a file of the original's kind.
+    """Encodes new pixels, [H, W, 3] of the original's size and type, in the original's format.
 
-    The bytes are the same for the same pixels. JPEG and lossy WebP are written at quality 95, with full colour
+    The same pixels give the same bytes. JPEG and lossy WebP are written at quality 95, with full colour
     resolution.
     """
     planes = [_to_grey(pixels)] if original.grey else [pixels]
@@ -236,7 +236,7 @@ def _encode_tiff_16_bit(original: Photograph, stacked: Pixels) -> bytes:
 
 
 def _add_directories(tiff: bytes, directories: Mapping[int, Mapping[int, Any]]) -> bytes:
-    """A TIFF file with EXIF's directories, which tifffile cannot write; its main directory moves to the end."""
+    """Adds EXIF directories, which tifffile cannot write, to a TIFF file; its main directory moves to the end."""
     order = "<" if tiff.startswith(b"II") else ">"
     (start,) = struct.unpack_from(f"{order}I", tiff, 4)
     (count,) = struct.unpack_from(f"{order}H", tiff, start)

@@ -1,4 +1,4 @@
-"""Pixels of 16-bit PNG and TIFF files, upright, which Pillow cannot hold: decoded by OpenCV, and by tifffile."""
+"""Reads pixels of 16-bit PNG and TIFF files, upright, with OpenCV and tifffile; Pillow has no 16-bit RGB."""
 
 import io
 
@@ -27,10 +27,10 @@ def is_16_bit(image: Image.Image, data: bytes) -> bool:
 
 
 def read_16_bit(image: Image.Image, data: bytes) -> tuple[Pixels, Pixels | None]:
-    """[H, W, 1 or 3] grey or RGB, and [H, W] alpha if there is one.
+    """Reads [H, W, 1 or 3] grey or RGB, and [H, W] alpha if there is one; uint16.
 
     Raises:
-        ValueError: with the reason, if the file keeps its pixels in a way that is not understood.
+        ValueError: with the reason, if the pixels are stored in a way that is not supported.
     """
     samples = _read_tiff(image, data) if image.format == "TIFF" else _read_png(image, data)
     if samples.shape[2] not in (1, 3, 4):
@@ -78,7 +78,7 @@ def _decode(data: bytes) -> Pixels:
 
 
 def _decode_planes(data: bytes) -> Pixels:
-    """[H, W, C] of a TIFF that holds one channel behind the other."""
+    """[H, W, C] of a TIFF with planar (separate) channels."""
     try:
         planes: Pixels = tifffile.imread(io.BytesIO(data), key=0)
     except (ValueError, tifffile.TiffFileError) as error:

@@ -1,4 +1,4 @@
-"""What every network has in common; whoever builds, trains, tiles, samples or exports one relies on this alone."""
+"""The interface of all networks; code that builds, trains, tiles, samples or exports one relies on it alone."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Prediction = Literal["eps", "v", "x"]
-"""What a network's output is: the noise, `v = a eps - sigma x_0` (Salimans and Ho 2022), or the clean image `x_0`."""
+"""Meaning of a network's output: noise, `v = a eps - sigma x_0` (Salimans and Ho 2022), or the clean image `x_0`."""
 
 
 @runtime_checkable
@@ -18,7 +18,7 @@ class NetworkConfig(Protocol):
 
     @property
     def prediction(self) -> Prediction:
-        """What the output is."""
+        """Meaning of the output."""
 
     @property
     def size_multiple(self) -> int:

@@ -30,8 +30,8 @@ def compiles_for_gpu(features: Tensor) -> bool:
 class GroupNorm(nn.GroupNorm):
     """Keeps its input's dtype under autocast too; its statistics are float32 all the same.
 
-    On a GPU autocast would have it, and the activation behind it, in float32, and round before the next convolution:
-    passes over the largest tensors for one rounding less. Copies were two fifths of a bf16 step's time there.
+    On a GPU, autocast would run it and the activation after it in float32 and round before the next convolution. That
+    saves one rounding and costs passes over the largest tensors: copies were two fifths of a bf16 step's time.
     """
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -44,7 +44,7 @@ class GroupNorm(nn.GroupNorm):
             return functional.group_norm(features, self.num_groups, weight, bias, self.eps)
 
     def scaled_and_shifted(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The same as a scale and a shift for each channel, which a compiler fuses, and which keep the layout."""
+        """GroupNorm as one scale and shift per channel, which a compiler fuses and which keeps the memory layout."""
         values = features.float()
         per_channel = torch.var_mean(values, dim=(2, 3), correction=0)
         variance, mean = (moment.reshape(len(features), self.num_groups, -1) for moment in per_channel)

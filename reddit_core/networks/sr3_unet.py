@@ -18,7 +18,7 @@ from reddit_core.networks.layers import GroupNorm, LevelEncoding, SelfAttention,
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """The shape of the network, and what its output means.
+    """The shape of the network, and the meaning of its output.
 
     Attributes:
         base_channels: width at full resolution; a multiple of `norm_groups` and even.
@@ -27,7 +27,7 @@ class UNetConfig:
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         norm_groups: groups of every GroupNorm.
         dropout: probability inside the second half of each residual block.
-        prediction: what the output is: `eps`, `v = a eps - sigma x_0` (Salimans and Ho 2022, section 4), or `x`, the
+        prediction: meaning of the output: `eps`, `v = a eps - sigma x_0` (Salimans and Ho 2022, section 4), or `x`, the
             clean image.
     """
 
@@ -65,7 +65,7 @@ class UNetConfig:
         return replace(self, dropout=0.0)
 
     def key_entries(self) -> dict[str, Any]:
-        """`norm_groups`, which a released file does not say, so that its hash alone does not name the network."""
+        """`norm_groups`: a released file does not record it, so the file's hash alone does not identify the network."""
         return {"norm_groups": self.norm_groups}
 
 
@@ -82,7 +82,7 @@ class LevelShift(nn.Module):
 
 
 class NormActConv(nn.Module):
-    """GroupNorm, SiLU, dropout where wanted, and a 3 x 3 convolution; keeps H and W."""
+    """GroupNorm, SiLU, optional dropout, and a 3 x 3 convolution; keeps H and W."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class NormActConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two `NormActConv` with the level's shift between them, beside a shortcut; keeps H and W."""
+    """Two `NormActConv` with the level's shift between them, plus a shortcut; keeps H and W."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class ResBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, followed by self-attention where the level has it."""
+    """A residual block, followed by self-attention if the level has it."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, *, attention: bool) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class UNet(Network):
             )
         embedding = self.noise_level_mlp(sqrt_alpha_bar)
         features = torch.cat([low, z], dim=1)
-        if compiles_for_gpu(features):  # the layout that tensor cores want, and that all which follows keeps
+        if compiles_for_gpu(features):  # tensor cores need this layout, and all later layers keep it
             features = features.contiguous(memory_format=torch.channels_last)
         skips = []
         for block in self.downs:
