@@ -62,7 +62,7 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
         sources, flags = take_sources(list(sys.argv[1:] if argv is None else argv))
         config = parse(job, sources, flags)
         cluster.start_ray(dashboard=job.dashboard)
-        cluster.refuse_local_urls(config, sources.shared_folder)
+        cluster.reject_local_urls(config, sources.shared_folder)
         reporting.show(job.plan(config) if sources.dry_run else job.run(config))
     except (ValueError, OSError) as error:
         logger.debug("the job failed", exc_info=True)

@@ -3,16 +3,17 @@
 import os
 
 # Ray reads these when it is first imported, on drivers and, through the runtime environment, on workers: its own
-# progress bars and routine messages make way for the jobs' progress lines, and Ray Data raises the errors that it would
-# print.
+# progress bars and routine messages make way for the jobs' progress, Ray Data raises errors without printing them, and
+# a line that does not apply here (restart_notice.py) is dropped from what workers print.
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "has constructor arguments in the object store",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# A local Ray listens on loopback alone, as it does by default on other systems, and as nothing else makes it do.
+# A local Ray listens on loopback only. This is its default on other systems, and its only switch on Linux.
 LOOPBACK = {} if os.environ.get("RAY_ADDRESS") else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # MLflow decides about sending usage statistics while it is imported.
 for _name, _value in {**QUIET, **LOOPBACK, "MLFLOW_DISABLE_TELEMETRY": "true"}.items():

@@ -1,4 +1,4 @@
-"""Joining or starting Ray, quietly."""
+"""Starting or joining Ray, its resources, and pools of actors."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def start_ray(*, dashboard: bool = False) -> None:
     """Connects to the cluster of `RAY_ADDRESS` (set inside `ray job submit`), else starts a local one.
 
     A local cluster has at least four logical CPUs, because Ray Data and Ray Train starve each other on
-    two. Its `dashboard`, on loopback, costs seconds; sweeps need it to take back what stopped trials held.
+    two. Its `dashboard`, on loopback, takes seconds to start; sweeps need it to free the resources of stopped trials.
     """
     if ray.is_initialized():
         return
@@ -35,12 +35,12 @@ def start_ray(*, dashboard: bool = False) -> None:
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     if not os.environ.get("RAY_ADDRESS"):
-        # Said outright: else Ray joins any cluster that it finds on this machine.
+        # Explicit, or Ray would join any cluster that it finds on this machine.
         options["address"] = "local"
         options |= {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
         options["dashboard_port"] = free_port()
-        # Said outright, because workers look for the dashboard among the processes of the machine, and several
-        # clusters on one machine confuse them.
+        # Explicit, because workers look for the dashboard among the processes of the machine, and would find that
+        # of another cluster.
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options['dashboard_port']}"
     ray.init(**options)
     context = ray.data.DataContext.get_current()
@@ -49,27 +49,27 @@ def start_ray(*, dashboard: bool = False) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at the moment."""
+    """A TCP port of the loopback interface that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def rounds(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """The items in parts that one Ray Data pipeline can take, each as a block that its driver keeps track of."""
+    """The items in parts of at most `ROUND`: a Ray Data pipeline has one block per item, which its driver tracks."""
     for start in range(0, len(items), ROUND):
         yield items[start : start + ROUND]
 
 
-def refuse_local_urls(config: Any, shared_folder: str = "") -> None:
-    """Refuses local paths where work may land on other machines, which would not find them or leave them there.
+def reject_local_urls(config: Any, shared_folder: str = "") -> None:
+    """Rejects local paths where tasks may run on other machines, which do not see this machine's disks.
 
     Args:
-        config: the job's.
-        shared_folder: a folder that all machines mount; paths below it are what they see too.
+        config: config of the job.
+        shared_folder: a folder that all machines mount; paths below it are accepted.
 
     Raises:
-        ValueError: naming the first such setting.
+        ValueError: names the first such setting.
     """
     if not is_spread_out():
         return
@@ -83,14 +83,14 @@ def refuse_local_urls(config: Any, shared_folder: str = "") -> None:
 
 
 def is_spread_out() -> bool:
-    """Whether work may land on another machine; a cluster without any CPU waits for machines to be added."""
+    """Whether tasks may run on another machine; also true of a cluster without CPUs, which waits for machines."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     machines = {(node["NodeManagerHostname"], node["NodeManagerAddress"]) for node in nodes if node["Alive"]}
     return len(machines) > 1 or not resources().get("CPU")
 
 
 def resources() -> dict[str, float]:
-    """What the whole cluster has."""
+    """Resources of the whole cluster by name, such as CPU and GPU."""
     return ray.cluster_resources()  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -104,51 +104,79 @@ def use_gpu(compute: ComputeConfig) -> bool:
     return compute.gpu == "yes" or (compute.gpu == "auto" and num_gpus() > 0)
 
 
+def device_of(compute: ComputeConfig) -> str:
+    """The torch device of each worker or actor: `cuda` or `cpu`."""
+    return "cuda" if use_gpu(compute) else "cpu"
+
+
+def actor_pool(compute: ComputeConfig, *, calls: int = 1, in_flight: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of `Dataset.map_batches` for a pool of actors of the configured size and resources.
+
+    Ray restarts an actor whose process or node dies, and repeats its calls.
+
+    Args:
+        calls: calls that run in one actor at a time, in threads.
+        in_flight: calls that are assigned to an actor, running ones included; by default as many as Ray Data chooses.
+    """
+    gpu = use_gpu(compute)
+    return {
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=compute.min_workers,
+            max_size=compute.max_workers,
+            max_concurrent_calls_per_actor=calls,
+            max_tasks_in_flight_per_actor=in_flight,
+            enable_true_multi_threading=calls > 1,
+        ),
+        "num_gpus": 1 if gpu else None,
+        "num_cpus": None if gpu else compute.cpus_per_worker,
+    }
+
+
 def check_gpus(compute: ComputeConfig) -> None:
-    """Workers that would wait without end for GPUs that are not there.
+    """Rejects workers that would wait forever for GPUs that are not there.
 
     Raises:
-        ValueError: if Ray is local; a cluster may grow, so there it is only pointed out.
+        ValueError: on a local Ray; on a cluster, which may autoscale, it only prints a warning.
     """
     if use_gpu(compute) and compute.min_workers > num_gpus():
-        point_out(
+        require_or_warn(
             f"{compute.min_workers} workers need a GPU each, but Ray has {num_gpus()}; lower compute.workers, or use "
             "--compute.gpu no"
         )
 
 
 def check_room(compute: ComputeConfig, more_cpus: float = 0.0) -> None:
-    """What would wait without end: too few GPUs, or workers that reserve every CPU, so that nothing loads their data.
+    """Rejects workers that would wait forever: for GPUs, or because they reserve the CPU that loads their data.
 
     Args:
-        more_cpus: what is reserved beside the workers.
+        more_cpus: logical CPUs that are reserved besides those of the workers.
 
     Raises:
-        ValueError: if Ray is local; a cluster may grow, so there it is only pointed out.
+        ValueError: on a local Ray; on a cluster, which may autoscale, it only prints a warning.
     """
     check_gpus(compute)
     workers = min(compute.max_workers, num_gpus()) if num_gpus() and use_gpu(compute) else compute.max_workers
     reserved, there = workers * compute.cpus_per_worker + more_cpus, resources().get("CPU", 0.0)
     if reserved + TASK_CPUS <= there:
         return
-    point_out(
+    require_or_warn(
         f"the workers reserve {reserved:g} CPUs, and loading their data needs {TASK_CPUS:g} more, but Ray has "
         f"{there:g}; lower compute.workers or compute.cpus-per-worker"
     )
 
 
-def point_out(message: str) -> None:
-    """Refuses what a local Ray has no room for; on a cluster, which may grow, says it and goes on."""
+def require_or_warn(message: str) -> None:
+    """Raises ValueError on a local Ray; on a cluster, which may autoscale, only prints a warning."""
     if not os.environ.get("RAY_ADDRESS"):
         raise ValueError(message)
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"{message}, unless machines are added", markup=False)
 
 
 def torch_threads(compute: ComputeConfig) -> int:
-    """CPU threads of one worker: what was asked for, else an equal share of this machine's cores."""
+    """CPU threads of one worker: the configured number, else an equal share of this machine's cores."""
     return compute.threads or max(1, (os.cpu_count() or 1) // compute.max_workers)
 
 
 def steady_threads(compute: ComputeConfig) -> int:
-    """CPU threads of one worker where bytes must depend neither on the number of workers nor on the machine."""
+    """CPU threads of one worker whose results must depend neither on the number of workers nor on the machine."""
     return compute.threads or max(1, int(compute.cpus_per_worker))

@@ -1,4 +1,4 @@
-"""The configuration of the experiments: what is distilled, how often, and on what it is judged."""
+"""Configuration of the experiments."""
 
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipelines import storage
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import IntList, make_absolute, require
+from pipelines.config.parts import IntList, make_absolute, reject_unused, require
 from reddit_core.degrade import DegradeConfig
 
 
@@ -15,16 +15,16 @@ class ExperimentConfig:
     """Run one of the paper's experiments, from the trajectory cache to a report."""
 
     distill: DistillConfig
-    """What every student is distilled with, before what the experiment changes; its output is not used."""
+    """Settings of every student, before what the experiment changes; it sets output itself, and registers no model."""
     output: str
-    """URL of the students, which serve all experiments, and of EXPERIMENT/report.json, its plot and its reports."""
+    """URL of the students, which all experiments share, and of EXPERIMENT/report.json, its plot and its reports."""
     experiment: Literal["refinement", "steps", "darkness"] = "refinement"
     """refinement: students with and without it; steps: each student against its teacher; darkness: the students on the
     validation split's normal images, darkened beyond what the teacher was trained on."""
     seeds: IntList = (0, 1, 2)
     """Seeds of the students."""
     limit: int = 0
-    """Judge only the first so many images of the validation split; 0 takes all."""
+    """Evaluate on the first so many images of the validation split only; 0 takes all."""
     stops: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
     """Darkness in photographic stops (experiment darkness)."""
     full_wells: tuple[float, ...] = (20_000.0, 2_000.0)
@@ -40,16 +40,25 @@ class ExperimentConfig:
         require(bool(self.stops), "stops is empty, but at least one darkness is needed; use 4 or 2 4 6")
         require(bool(self.full_wells), "full_wells is empty, but at least one noise is needed; use 20000 or 20000 2000")
         require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
-        require(bool(self.distill.pairs), "students are judged on the validation split; give --distill.pairs URL")
+        require(bool(self.distill.pairs), "students are evaluated on the validation split; give --distill.pairs URL")
         require(
             self.experiment != "refinement" or self.distill.refine_weight != 0,
             "distill.refine_weight is 0, so that no student would be refined; give one, such as 0.02",
         )
-        self.exposures()  # refuses what no exposure can be
+        unused = "an experiment distils below its own output; leave it out, and give --output URL"
+        reject_unused(self.distill, ("output",), unused, "distill.")
+        unused = "an experiment registers no model; leave it out"
+        reject_unused(self.distill.tracking, ("model",), unused, "distill.tracking.")
+        unused = "the experiment sets it from --stops and --full-wells; give those"
+        reject_unused(self.degrade, ("stops", "full_well"), unused, "degrade.")
+        if self.experiment != "darkness":
+            unused = f"experiment {self.experiment} has no use for it; use --experiment darkness"
+            reject_unused(self, ("stops", "full_wells", "degrade", "degrade_seed"), unused)
+        self.exposures()  # rejects exposures that cannot be
 
     @property
     def folder(self) -> str:
-        """URL of what the experiment shows."""
+        """URL of the experiment's report and plot."""
         return storage.join(self.output, self.experiment)
 
     def exposures(self) -> dict[str, DegradeConfig]:
@@ -61,5 +70,5 @@ class ExperimentConfig:
 
 
 def exposure_name(stops: float, full_well: float) -> str:
-    """What the pairs of one darkness and noise are called."""
+    """Name of the pair dataset of one darkness and noise."""
     return f"{stops:g}-stops-{full_well:g}-electrons"

@@ -1,9 +1,8 @@
-"""The configuration of the jobs up to a student: frozen dataclasses, from which the command lines are made.
+"""Configurations of the jobs up to a student: frozen dataclasses, from which the command lines are made.
 
-`parts.py` holds what they share, `use.py` the jobs that judge, use and export a student.
-
-Field docstrings become the help of the flags. Values that could never work are refused in
-`__post_init__` with the value, the rule and the remedy.
+`parts.py` holds shared parts, `use.py` the jobs that evaluate, use, export and convert weights, `experiments.py` the
+experiments. Field docstrings become the help of the flags. `__post_init__` rejects values that cannot work, and
+settings that the chosen mode does not use, with value, rule and remedy.
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +15,14 @@ from pipelines.config.parts import (
     IntList,
     OptimConfig,
     SegmentConfig,
-    Split,
+    StudentTrackingConfig,
     TrackingConfig,
+    TrainingComputeConfig,
     Trajectories,
     check_min_scale,
     check_stages,
     make_absolute,
+    reject_unused,
     require,
 )
 from reddit_core.degrade import DegradeConfig
@@ -74,11 +75,12 @@ class IngestConfig:
             bool((self.low or self.source) and self.normal) if folders else bool(self.source),
             "there is nothing to read: give --source URL, or --layout folders --low URL --normal URL",
         )
-        for name in ("low", "normal", "pattern"):
-            require(
-                folders or not getattr(self, name),
-                f"{name} is {getattr(self, name)}, but layout {self.layout} has no use for it; use --layout folders",
-            )
+        if not folders:
+            unused = f"layout {self.layout} has no use for it; use --layout folders"
+            reject_unused(self, ("low", "normal", "pattern"), unused)
+        if self.layout != "degrade":
+            unused = f"layout {self.layout} has no use for it; use --layout degrade"
+            reject_unused(self, ("degrade", "degrade_seed"), unused)
         require(
             0 <= self.validation_share < 1,
             f"validation_share is {self.validation_share}, but must be in [0, 1); 0.1 is usual",
@@ -108,7 +110,7 @@ class TeacherConfig:
     min_scale: float = 1.0
     """Each crop is cut from its image reduced to a scale drawn log-uniformly from [min_scale, 1]."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: TrainingComputeConfig = field(default_factory=TrainingComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation_steps: int = 16
     """DDIM steps at validation."""
@@ -137,8 +139,6 @@ class PrecomputeConfig:
     stages: IntList = (16, 8, 4)
     """Teacher steps of each stage."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
-    split: Split = "train"
-    """Split of the pairs that is used."""
     records_per_shard: int = RECORDS_PER_SHARD
     """Most records in one trajectory shard."""
     batch_size: int = 32
@@ -162,7 +162,7 @@ class DistillConfig:
 
     teacher: str
     """URL of the teacher's weights; every student starts from them."""
-    output: str
+    output: str = ""
     """URL of the run: checkpoints, student-N.safetensors and report.json."""
     cache: str = ""
     """URL that precompute wrote to (its stage folders lie below); trajectories online and stream need none."""
@@ -184,9 +184,9 @@ class DistillConfig:
     lpips: str = ""
     """URL of a VGG16 or AlexNet state dict for the perceptual term."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: TrainingComputeConfig = field(default_factory=TrainingComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: StudentTrackingConfig = field(default_factory=StudentTrackingConfig)
 
     def __post_init__(self) -> None:
         make_absolute(self, "cache", "teacher", "output", "pairs", "lpips")
@@ -217,6 +217,12 @@ class DistillConfig:
             self.trajectories == "cache" or bool(self.pairs),
             f"trajectories {self.trajectories} run the teacher over the pairs; add --pairs URL",
         )
+        if self.trajectories != "cache":
+            unused = f"trajectories {self.trajectories} read no cache; leave it out, or use --trajectories cache"
+            reject_unused(self, ("cache",), unused)
+        if self.trajectories != "stream":
+            unused = f"trajectories {self.trajectories} use no teacher actors; add --trajectories stream"
+            reject_unused(self, ("teacher_actors",), unused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +259,9 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         make_absolute(self, "output")
+        if self.search == "grid":
+            reject_unused(self, ("trials",), "a grid has as many trials as combinations; leave it out")
+        require(bool(self.distill.output), "distill.output is empty, but is where best.toml distils to; give its URL")
         require(self.trials >= 1, f"trials is {self.trials}, but must be at least 1")
         require(self.asha or not self.grace_steps, "grace_steps is for asha, which is off; drop one of them")
         for name in ("trial_steps", "concurrent", "grace_steps"):

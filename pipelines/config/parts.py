@@ -1,7 +1,8 @@
-"""The parts that the configurations of several jobs share (`jobs.py` puts them together)."""
+"""Parts of the configurations that several jobs share."""
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -12,11 +13,11 @@ from reddit_core.schedule import LevelDraw
 
 Split = Literal["train", "validation", "test"]
 RateShape = Literal["constant", "cosine", "linear"]
-# Most records in a trajectory shard, where nothing else is said: then every place that a teacher can run in trains on
-# the same records in the same order.
+# Most records in a trajectory shard, by default and where trajectories are not cached: training sees the same records
+# in the same order wherever the teacher runs.
 RECORDS_PER_SHARD = 512
 Trajectories = Literal["cache", "online", "stream"]
-# Settings that hold a URL, or several, in whatever config they occur.
+# Names of the settings that hold one URL or several, in any config.
 URL_SETTINGS = frozenset(
     ("source", "low", "normal", "splits", "against", "pairs", "init", "teacher", "cache", "lpips", "weights", "output")
 )
@@ -32,7 +33,7 @@ IntList = Annotated[
     ),
 ]
 
-# A number of workers, or the least and the most that may work.
+# A number of workers, or a range of it.
 Workers = Annotated[
     int | tuple[int, int],
     PrimitiveConstructorSpec(
@@ -54,20 +55,45 @@ def parse_workers(text: str) -> int | tuple[int, int]:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises a ValueError for people (value, rule, remedy) unless the condition holds."""
+    """Raises ValueError unless the condition holds; the message states value, rule and remedy in one line."""
     if not condition:
         raise ValueError(message)
 
 
+def reject_unused(config: Any, names: tuple[str, ...], reason: str, prefix: str = "") -> None:
+    """Raises ValueError for settings that differ from their default although the chosen mode does not use them.
+
+    Args:
+        config: a config, or a part of one.
+        names: fields of it; of a field that is a part, all its fields.
+        reason: the rule and the remedy.
+        prefix: of the part's settings in the message, such as `degrade.`.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in names:
+            continue
+        if is_dataclass(value):
+            reject_unused(value, tuple(part.name for part in fields(value)), reason, f"{prefix}{field.name}.")
+        else:
+            require(value == field.default, f"{prefix}{field.name} is {value}, but {reason}")
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config's fields as JSON gives them back (tuples become lists), to be compared with what was saved."""
+    fields_as_json: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return fields_as_json
+
+
 def make_absolute(config: object, *names: str) -> None:
-    """Resolves the URL fields of a config that is being made: workers run in folders of their own."""
+    """Makes the URL fields of a config under construction absolute, since workers run in other folders."""
     for name in names:
         if url := getattr(config, name):
             object.__setattr__(config, name, storage.resolve(url))
 
 
 def urls_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every (dotted setting, URL) of a config and its parts; of NAME:STEPS=URL, what follows the sign."""
+    """Yields (dotted setting, URL) for a config and its parts; of NAME:STEPS=URL, the URL."""
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
@@ -79,7 +105,7 @@ def urls_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where MLflow keeps what a job measures."""
+    """Where MLflow records what a job measures."""
 
     enabled: bool = True
     """Track this job in MLflow."""
@@ -87,6 +113,12 @@ class TrackingConfig:
     """Tracking URI; empty means MLFLOW_TRACKING_URI, else the embedded store runs/mlflow.db."""
     experiment: str = "reddit"
     """MLflow experiment that the run belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTrackingConfig(TrackingConfig):
+    """Where MLflow records what a distillation measures, and its student."""
+
     model: str = "reddit-student"
     """Registered model that a finished student becomes a version of; empty registers none."""
     licence: str = ""
@@ -104,17 +136,14 @@ class ComputeConfig:
     """How many workers, and what each of them has."""
 
     workers: Workers = 1
-    """Data-parallel training workers, or actors; MIN:MAX lets them be fewer or more as the cluster shrinks or grows."""
+    """Data-parallel training workers, or actors; with MIN:MAX their number follows the size of the cluster."""
     cpus_per_worker: float = 1.0
     """Logical CPUs that each worker reserves."""
     threads: int = 0
-    """Torch CPU threads per worker; 0 shares the machine's cores among the workers, but for precompute, whose teachers
-    take cpus_per_worker: its bytes are the same on any number of workers and machines, as long as batch size, threads
-    and kind of device are."""
+    """Torch CPU threads per worker; 0 is cores / workers (precompute: cpus_per_worker, so that a cache's bytes depend
+    neither on the number of workers nor on the machine, only on batch size, threads and kind of device)."""
     gpu: Literal["auto", "yes", "no"] = "auto"
-    """Give each worker one GPU; auto does so when the cluster has any."""
-    max_failures: int = 3
-    """Failures of training workers that a run survives; nodes that are preempted do not count; -1 is no limit."""
+    """Whether each worker gets one GPU; auto gives it one if the cluster has any."""
 
     @property
     def elastic(self) -> bool:
@@ -133,13 +162,24 @@ class ComputeConfig:
             1 <= self.min_workers <= self.max_workers,
             f"workers is {self.workers}, but must be at least 1, or MIN:MAX such as 1:8",
         )
-        require(self.max_failures >= -1, f"max_failures is {self.max_failures}, but must be at least -1 (no limit)")
         require(self.cpus_per_worker > 0, f"cpus_per_worker is {self.cpus_per_worker}, but must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingComputeConfig(ComputeConfig):
+    """How many training workers, what each of them has, and how often they may fail."""
+
+    max_failures: int = 3
+    """Failures of workers that a run survives; nodes that are preempted do not count; -1 is no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_failures >= -1, f"max_failures is {self.max_failures}, but must be at least -1 (no limit)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """One optimization: how long, how fast, in which precision."""
+    """Length, learning rate and precision of an optimization."""
 
     steps: int = 20_000
     """Optimizer steps (per stage, when distilling)."""
@@ -185,7 +225,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run saves its state and looks at validation images."""
+    """When a run saves its state and validates."""
 
     every: int = 1000
     """Steps between checkpoints."""
@@ -194,9 +234,9 @@ class CheckpointConfig:
     validate_every: int = 1000
     """Steps between validations with the few-step sampler; 0 switches them off."""
     validation_images: int = 8
-    """Images of the validation split that are looked at."""
+    """Number of validation images."""
     validation_crop: int = 192
-    """Side of the centre crop of each; 0 takes whole images."""
+    """Side of the centre crop of each validation image in pixels; 0 takes whole images."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, f"every is {self.every}, but must be at least 1 step")
@@ -211,7 +251,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """What a distillation segment is made of; part of a cache's key."""
+    """How the records of distillation segments are drawn; part of a cache's key."""
 
     crop: int = 96
     """Side of the crops in pixels."""
@@ -240,7 +280,7 @@ def check_min_scale(min_scale: float) -> None:
 
 
 def check_stages(stages: tuple[int, ...]) -> None:
-    """A stage is the number of steps of its teacher; its student has half as many."""
+    """Rejects stages that are not falling even numbers: the steps of each stage's teacher, whose student has half."""
     for stage in stages:
         require(
             stage >= 2 and stage % 2 == 0,

@@ -1,4 +1,4 @@
-"""The configuration of the jobs that judge, use and export a student."""
+"""Configurations of the jobs that evaluate, use, export and convert weights."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ class EvaluateConfig:
     output: str
     """URL of the report."""
     weights: tuple[str, ...] = ()
-    """Weights to judge, each as NAME:STEPS=URL, such as student:2=runs/demo/distill/student-2.safetensors."""
+    """Weights to evaluate, each as NAME:STEPS=URL, such as student:2=runs/demo/distill/student-2.safetensors."""
     shown: tuple[str, ...] = ()
     """Methods in before_after.png as NAME:STEPS, such as input:0 student:2; empty shows all."""
     split: Split = "validation"
@@ -39,6 +39,7 @@ class EvaluateConfig:
     """URLs of VGG16 and AlexNet state dicts, for LPIPS over each; without the lin0 to lin4 weights of the LPIPS release
     in it, a file's figure is called uniform, and is not that of publications."""
     precision: Precision = "fp32"
+    """bf16 runs networks under autocast."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -73,6 +74,7 @@ class EnhanceConfig:
     compare: bool = False
     """Also write the input and the result side by side."""
     precision: Precision = "fp32"
+    """bf16 runs networks under autocast."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:

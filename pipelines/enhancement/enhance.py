@@ -12,21 +12,21 @@ import numpy as np
 import ray.data
 import torch
 from PIL import Image
-from rich.console import Console
 
-from pipelines import reporting, shards, storage
-from pipelines.cluster import check_gpus, rounds, torch_threads, use_gpu
+from pipelines import failures, reporting, shards, storage
+from pipelines.cluster import actor_pool, check_gpus, device_of, rounds, torch_threads
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhancer import COMPARISONS, Enhancer, Work, results_of
 from pipelines.enhancement.photo_files import EXTENSIONS
 from pipelines.images import DAMAGE
+from pipelines.progress import Progress
 from pipelines.redaction import redact
 from pipelines.reporting import Report
+from pipelines.restart_notice import without_restart_notice
 from pipelines.weights import load_hashed_network, load_student
 from reddit_core.student import sampling_steps
 
 SETTINGS = "enhance.json"
-PROGRESS_EVERY_S = 10.0
 # One photograph is enhanced while its predecessor is encoded and its successor read and decoded.
 CALLS_PER_ACTOR = 3
 MEASURED_SIDE, MEASURED_FILES = 128, 16
@@ -119,46 +119,40 @@ def run(config: EnhanceConfig, work: Work) -> list[Mapping[str, Any]]:
     """Enhances what is missing; one small row for each photograph comes back."""
     parts = (replace(work, names=(), missing=part) for part in rounds(work.missing))
     rows = (row for part in parts for row in enhancing(config, part).iter_rows())
-    return show_progress(rows, len(work.missing))
+    with failures.user_errors("enhancement", kept="what was enhanced is kept"), without_restart_notice():
+        return gather(rows, len(work.missing))
 
 
 def enhancing(config: EnhanceConfig, work: Work) -> ray.data.Dataset:
     """The actor pool over the photographs of a round."""
-    gpu = use_gpu(config.compute)
     return ray.data.range(len(work.missing), override_num_blocks=len(work.missing)).map_batches(
         Enhancer,
-        fn_constructor_args=(config, work, "cuda" if gpu else "cpu"),
+        fn_constructor_args=(config, work, device_of(config.compute)),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=config.compute.min_workers,
-            max_size=config.compute.max_workers,
-            max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
-            max_tasks_in_flight_per_actor=CALLS_PER_ACTOR + 1,
-            enable_true_multi_threading=True,
-        ),
-        num_gpus=1 if gpu else None,
-        num_cpus=None if gpu else config.compute.cpus_per_worker,
+        **actor_pool(config.compute, calls=CALLS_PER_ACTOR, in_flight=CALLS_PER_ACTOR + 1),
     )
 
 
-def show_progress(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:
-    """Gathers the rows; prints photographs done, rate and time left every few seconds, and each bad one at once."""
-    console, started, shown, gathered = Console(highlight=False), time.perf_counter(), 0.0, []
-    for row in rows:
-        if row["of_storage"]:
-            raise OSError(
-                f"storage failed at {row['name']} ({row['of_storage']}); what was enhanced is kept; mend it, and run "
-                "the same command again to go on"
-            )
-        gathered.append(row)
-        if row["reason"]:
-            console.print(f"enhance: left out {row['name']}: {row['reason']}", markup=False, soft_wrap=True)
-        seconds = time.perf_counter() - started
-        if seconds - shown >= PROGRESS_EVERY_S:
-            shown = seconds
-            left = seconds / len(gathered) * (total - len(gathered))
-            rate = sum(row["megapixels"] for row in gathered) / seconds
-            console.print(f"enhance {len(gathered)}/{total} photographs, {rate:.2f} megapixels/s, {left:.0f} s left")
+def gather(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:
+    """The rows of all photographs, with progress; each photograph that was left out is named at once.
+
+    Raises:
+        OSError: if storage failed.
+    """
+    gathered: list[Mapping[str, Any]] = []
+    megapixels, started = 0.0, time.perf_counter()
+    with Progress("enhance", total, "photographs") as progress:
+        for row in rows:
+            if row["of_storage"]:
+                raise OSError(
+                    f"storage failed at {row['name']} ({row['of_storage']}); what was enhanced is kept; mend it, and "
+                    "run the same command again to go on"
+                )
+            gathered.append(row)
+            if row["reason"]:
+                progress.print(f"enhance: left out {row['name']}: {row['reason']}")
+            megapixels += row["megapixels"]
+            progress.advance(note=f"{megapixels / (time.perf_counter() - started):.2f} megapixels/s")
     return gathered
 
 

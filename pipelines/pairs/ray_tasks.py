@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +20,15 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from PIL import Image
-from rich.console import Console
 
 from pipelines import images, shards, storage
+from pipelines.progress import Progress
 from pipelines.redaction import redact
 from reddit_core.degrade import DegradeConfig, degrade
 
 READERS = 8
 # A Ray task costs about 30 ms, a tenth of decoding one shard: enough tasks to share among the CPUs, and no more.
 TASKS_PER_CPU, MOST_PARTS_PER_TASK = 4, 4
-PROGRESS_EVERY_S = 10.0
 # Folders with the results of an unfinished job's tasks, next to its shards.
 SURVEY, PIECES = "survey", "pieces"
 CHANGED = "its normal image changed while it was being read; run the job again"
@@ -243,18 +241,12 @@ def run_ingest_tasks(
 
     num_blocks = min(len(tasks), max(TASKS_PER_CPU * usable_cpus(), math.ceil(len(tasks) / MOST_PARTS_PER_TASK)))
     rows = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=num_blocks).map(work).iter_rows()
-    num_pairs, done = sum(len(task.members) for task in tasks), 0
-    started = shown = time.perf_counter()
-    for row in rows:
-        if row["error"]:
-            raise OSError(f"{what} stopped ({row['error']}); run the job again to resume")
-        done += int(row["num_pairs"])
-        now = time.perf_counter()
-        if now - shown > PROGRESS_EVERY_S:
-            shown, rate = now, done / (now - started)
-            left = (num_pairs - done) / rate
-            Console().print(f"{what}: {done} of {num_pairs} pairs, {rate:.1f} pairs/s, {left:.0f} s left")
-        yield parse(json.loads(row["result"]))
+    with Progress(what, sum(len(task.members) for task in tasks), "pairs") as progress:
+        for row in rows:
+            if row["error"]:
+                raise OSError(f"{what} stopped ({row['error']}); run the job again to resume")
+            progress.advance(int(row["num_pairs"]))
+            yield parse(json.loads(row["result"]))
 
 
 def usable_cpus() -> int:

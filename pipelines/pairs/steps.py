@@ -9,12 +9,13 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from pipelines import shards, storage
 from pipelines.config.jobs import IngestConfig
+from pipelines.config.parts import as_json
 from pipelines.pairs import layouts, ray_tasks, scenes, tables
 from pipelines.pairs.index import IndexRow, read_index
 from pipelines.pairs.layouts import PairSource
@@ -69,7 +70,7 @@ def pair_spec(config: IngestConfig) -> dict[str, Any]:
     spec = {**urls, **{name: getattr(config, name) for name in names}, **shards.schema_spec("pairs")}
     if config.layout == "degrade":
         # As JSON gives it back, so that the spec of a manifest equals the one it was written from.
-        spec |= {"degrade": json.loads(json.dumps(asdict(config.degrade))), "degrade_seed": config.degrade_seed}
+        spec |= {"degrade": as_json(config.degrade), "degrade_seed": config.degrade_seed}
     return spec
 
 

@@ -5,7 +5,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
@@ -13,6 +13,7 @@ from ray.tune import Result
 
 from pipelines import reporting, storage
 from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.config.parts import as_json
 from pipelines.redaction import redact_tree
 from pipelines.reporting import Report, Row
 from pipelines.search import plotting
@@ -35,7 +36,7 @@ def record_settings(config: TuneConfig, stream: Stream) -> None:
     Raises:
         ValueError: if the sweep was started with other settings or records.
     """
-    settings = redact_tree(json.loads(json.dumps(asdict(config))))
+    settings = redact_tree(as_json(config))
     settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
     for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
         settings.pop(name)
@@ -162,7 +163,7 @@ def to_toml(config: DistillConfig, *, redacted: bool = False) -> str:
         config: the distillation; its tracking and device settings are left out.
         redacted: removes the credentials of URLs.
     """
-    settings = json.loads(json.dumps(asdict(config)))
+    settings = as_json(config)
     # Both depend on who runs it and where, and a tracking URI may hold a password.
     del settings["tracking"], settings["compute"]["gpu"]
     return tomli_w.dumps(redact_tree(settings) if redacted else settings)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines import reporting, shards, storage
 from pipelines.cluster import check_room, num_gpus, use_gpu
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import RECORDS_PER_SHARD
+from pipelines.config.parts import RECORDS_PER_SHARD, require
 from pipelines.reporting import Report
 from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking import RunHandle, tracked_run
@@ -206,7 +206,7 @@ def distill(config: DistillConfig, parent: RunHandle | None = None) -> Report:
     ) as run:
         if not done:
             loop = make_loop(config, run, stream.teacher_sha256, settings)
-            runs.fit(runs.make_trainer(loop, stream, config.output))
+            runs.train(loop, stream, config.output)
         last = storage.join(config.output, names[-1])
         model = student_registry.register_student(run, config, last)
     facts: dict[str, Any] = {"steps_per_stage": config.optim.steps, "refine_weight": config.refine_weight}
@@ -221,6 +221,7 @@ def make_validation(config: DistillConfig) -> ValidationImages | None:
 
 def check_inputs(config: DistillConfig) -> None:
     """Raises a ValueError if batch, workers, validation pairs or backbone cannot be used; before anything is spent."""
+    require(bool(config.output), "output is empty, but the students need a place; add --output URL")
     check_workers(config.optim, config.compute)
     streams = config.trajectories == "stream"
     check_room(config.compute, more_cpus=config.teacher_actors * config.compute.cpus_per_worker if streams else 0.0)

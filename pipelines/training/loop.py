@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, require
+from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrainingComputeConfig, require
 from pipelines.tracking import RunHandle, RunWriter
 from pipelines.tracking.writer import now_ms
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.objective import Forward, Objective, StageContext, StepContext
 from pipelines.training.precision import compile_errors, compiled, in_precision
-from pipelines.training.progress import Progress
+from pipelines.training.step_meter import StepMeter
 from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.trajectories.crops import Batch
 
@@ -38,14 +38,20 @@ PREEMPTION_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Everything that a worker needs to train; `settings` determine what is learned, and go into every checkpoint."""
+    """Everything that a worker needs to train.
+
+    Attributes:
+        settings: determine what is learned, and go into every checkpoint.
+        board: handle of the actor that takes the progress to the driver's terminal, if there is one.
+    """
 
     objective: Objective
     optim: OptimConfig
     checkpoint: CheckpointConfig
-    compute: ComputeConfig
+    compute: TrainingComputeConfig
     run: RunHandle
     settings: Mapping[str, Any] = field(default_factory=dict)
+    board: Any = None
 
     @classmethod
     def from_config(cls, config: Any, objective: Objective, run: RunHandle, settings: Mapping[str, Any] | None) -> Self:
@@ -97,7 +103,7 @@ class Worker:
 
     def __init__(self, loop: Loop, rank: int, world_size: int, device: torch.device, writer: RunWriter | None) -> None:
         self.loop, self.rank, self.world_size, self.device, self.writer = loop, rank, world_size, device, writer
-        self.progress = Progress(loop.num_steps, loop.optim.batch_size)
+        self.meter = StepMeter(loop.num_steps, loop.optim.batch_size, loop.board)
         self.metrics: dict[str, float] = {}
         self.preemption_seen, self.stopped = False, ""
 
@@ -158,7 +164,7 @@ class Worker:
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
-            self.progress.waited(time.perf_counter() - started)
+            self.meter.waited(time.perf_counter() - started)
             if batch is None:
                 return
             due = worker_positions(optim.batch_size, share, step, self.rank)
@@ -184,7 +190,7 @@ class Worker:
             state.skipped += 1
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        self.progress.stepped(self.loop.objective.stages[state.stage_index], state.global_step(optim), terms, norm)
+        self.meter.stepped(self.loop.objective.stages[state.stage_index], state.global_step(optim), terms, norm)
 
     def step_context(self) -> StepContext:
         """The context of the next step."""
@@ -245,7 +251,7 @@ class Worker:
         """Shows the progress, and logs the metrics since the last time, every few steps."""
         state, optim = self.state, self.loop.optim
         rates = {"learning_rate": learning_rate(optim, state.step - 1), "skipped": float(state.skipped)}
-        if self.rank == 0 and (metrics := self.progress.due(rates)) and self.writer:
+        if self.rank == 0 and (metrics := self.meter.due(rates)) and self.writer:
             self.writer.metrics(metrics, state.global_step(optim))
 
     def report(self, *, ends: bool, validates: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import ray.data
@@ -14,9 +14,12 @@ from ray.train.torch import TorchTrainer
 
 from pipelines import failures, reporting, shards, storage
 from pipelines.cluster import use_gpu
+from pipelines.config.parts import as_json
+from pipelines.progress import Progress
 from pipelines.redaction import redact_tree
 from pipelines.reporting import Report
 from pipelines.training import recovery
+from pipelines.training.board import training_bar
 from pipelines.training.checkpoints import checkpoint_step
 from pipelines.training.loop import Loop, train_worker
 from pipelines.training.stream import Stream, make_dataset
@@ -35,7 +38,7 @@ Settings = Mapping[str, Any]
 
 def learned_settings(config: Any) -> dict[str, Any]:
     """The resolved settings that determine what is learned, as JSON would return them, without credentials in URLs."""
-    resolved = redact_tree(json.loads(json.dumps(asdict(config))))
+    resolved = redact_tree(as_json(config))
     return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
 
 
@@ -158,6 +161,12 @@ def failure_causes(error: ray.train.TrainingFailedError) -> Iterator[BaseExcepti
         if cause := pending.pop():
             yield cause
             pending += [cause.__cause__, getattr(cause, "cause", None), getattr(cause, "_base_exc", None)]
+
+
+def train(loop: Loop, stream: Stream, output: str) -> Mapping[str, Any]:
+    """Makes the trainer and runs it to the end, with a progress bar where standard output is a terminal (see `fit`)."""
+    with training_bar(Progress("training", loop.num_steps, "steps")) as board:
+        return fit(make_trainer(replace(loop, board=board), stream, output))
 
 
 def fit(trainer: TorchTrainer) -> Mapping[str, Any]:

@@ -151,7 +151,7 @@ def train_teacher(config: TeacherConfig) -> Report:
     done = runs.finished(config.output, [WEIGHTS])
     with tracked_run(config.tracking, config.output, config, job="train_teacher", done=done) as run:
         if not done:
-            runs.fit(runs.make_trainer(make_loop(config, run, settings), stream, config.output))
+            runs.train(make_loop(config, run, settings), stream, config.output)
     row = {"weights": weights, **load_network(weights).facts["validation"]}
     report = Report(title="Teacher", rows=[row], facts={"steps": config.optim.steps}, url=config.output)
     return runs.save_report(report, f"The teacher is already trained: {weights}" if done else "")

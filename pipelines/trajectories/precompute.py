@@ -6,7 +6,7 @@ not depend on the number of actors.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ import pyarrow as pa
 import ray.data
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from pipelines import failures, reporting, shards, storage
-from pipelines.cluster import check_room, rounds, use_gpu
+from pipelines.cluster import actor_pool, check_room, device_of, rounds, use_gpu
 from pipelines.config.jobs import PrecomputeConfig
+from pipelines.progress import Progress
 from pipelines.reporting import Report
+from pipelines.restart_notice import without_restart_notice
 from pipelines.shards import Manifest, ShardEntry
 from pipelines.trajectories.crops import RecordShard, check_crop, plan_record_shards
 from pipelines.trajectories.records import load_records, record_spec, records_table, with_noise
@@ -28,7 +29,8 @@ from pipelines.trajectories.teachers import CALLS, TeacherActor
 from pipelines.weights import load_hashed_network
 from reddit_core.schedule import NoiseSchedule
 
-PROGRESS_EVERY_S = 10.0
+# Training reads no other split.
+SPLIT = "train"
 # Less than a teacher actor reserves, so that Ray Data does not fuse decoding with the actors.
 DECODE_CPUS = 0.5
 
@@ -78,12 +80,12 @@ def plan_stages(config: PrecomputeConfig) -> tuple[list[StagePlan], NoiseSchedul
     manifest = shards.read_manifest(config.pairs, "pairs")
     file, sha256 = load_hashed_network(config.teacher)
     check_crop(config.segment, file.network)
-    record_shards = plan_record_shards(manifest, config.split, config.segment, config.records_per_shard)
+    record_shards = plan_record_shards(manifest, SPLIT, config.segment, config.records_per_shard)
     plans = []
     for teacher_steps in config.stages:
         file.schedule.grid(teacher_steps)  # rejects steps that the schedule does not have
         spec = {
-            **record_spec(manifest, config.split, file, sha256, teacher_steps, config.segment),
+            **record_spec(manifest, SPLIT, file, sha256, teacher_steps, config.segment),
             "records_per_shard": config.records_per_shard,
             "precision": config.precision,
         }
@@ -128,13 +130,18 @@ def precompute(config: PrecomputeConfig) -> Report:
 def run_shard_tasks(config: PrecomputeConfig, tasks: list[ShardTask], schedule: NoiseSchedule) -> None:
     """Computes the shards, a round at a time, and shows the progress."""
     rows = (row for part in rounds(tasks) for row in make_pipeline(config, part, schedule).iter_rows())
-    with failures.user_errors("precompute", kept="the shards that were written are kept"):
-        show_progress(rows, sum(task.shard.rows for task in tasks))
+    total = sum(task.shard.rows for task in tasks)
+    with (
+        failures.user_errors("precompute", kept="the shards that were written are kept"),
+        without_restart_notice(),
+        Progress("precompute", total, "records") as progress,
+    ):
+        for row in rows:
+            progress.advance(int(row["rows"]))
 
 
 def make_pipeline(config: PrecomputeConfig, tasks: Sequence[ShardTask], schedule: NoiseSchedule) -> ray.data.Dataset:
     """The dataset that decodes, runs the teacher and writes, with a row for each shard."""
-    gpu = use_gpu(config.compute)
 
     def decode(batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         task = tasks[int(batch["id"][0])]
@@ -153,32 +160,12 @@ def make_pipeline(config: PrecomputeConfig, tasks: Sequence[ShardTask], schedule
         .map_batches(decode, batch_size=1, num_cpus=DECODE_CPUS)
         .map_batches(
             TeacherActor,
-            fn_constructor_args=(config, "cuda" if gpu else "cpu"),
+            fn_constructor_args=(config, device_of(config.compute)),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=config.compute.min_workers,
-                max_size=config.compute.max_workers,
-                max_concurrent_calls_per_actor=CALLS,
-                max_tasks_in_flight_per_actor=CALLS,
-                enable_true_multi_threading=True,
-            ),
-            num_gpus=1 if gpu else None,
-            num_cpus=None if gpu else config.compute.cpus_per_worker,
+            **actor_pool(config.compute, calls=CALLS, in_flight=CALLS),
         )
         .map_batches(write, batch_size=1)
     )
-
-
-def show_progress(written: Iterable[Mapping[str, Any]], total: int) -> None:
-    """Prints records done, rate and time left every few seconds."""
-    console, started, shown, done = Console(), time.perf_counter(), 0.0, 0
-    for row in written:
-        done += int(row["rows"])
-        seconds = time.perf_counter() - started
-        if seconds - shown >= PROGRESS_EVERY_S:
-            shown = seconds
-            left = seconds / done * (total - done)
-            console.print(f"precompute {done}/{total} records, {done / seconds:.1f}/s, {left:.0f} s left")
 
 
 def finish_stage(plan: StagePlan) -> reporting.Row:

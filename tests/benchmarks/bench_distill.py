@@ -35,7 +35,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
+from pipelines.config.parts import (
+    CheckpointConfig,
+    OptimConfig,
+    Precision,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
+)
 from pipelines.reporting import Report
 from pipelines.tracking.run import OFF
 from pipelines.training.distillation import DistillObjective
@@ -133,13 +139,13 @@ def our_worker(settings: Settings, size: Size, device: torch.device) -> Worker:
             output=".",
             stages=(4,),
             optim=optim,
-            tracking=TrackingConfig(enabled=False),
+            tracking=StudentTrackingConfig(enabled=False),
         )
         loop = Loop(
             objective=DistillObjective(config, None, ""),
             optim=optim,
             checkpoint=CheckpointConfig(),
-            compute=ComputeConfig(),
+            compute=TrainingComputeConfig(),
             run=OFF,
         )
         worker = Worker(loop, 0, 1, device, None)

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from pipelines import cluster, shards
 from pipelines.config.jobs import PrecomputeConfig
-from pipelines.config.parts import ComputeConfig, Precision, SegmentConfig
+from pipelines.config.parts import Precision, SegmentConfig, TrainingComputeConfig
 from pipelines.reporting import Report, show
 from pipelines.trajectories.crops import plan_record_shards
 from pipelines.trajectories.precompute import precompute
@@ -102,7 +102,7 @@ def make_config(settings: Settings, folder: Path, size: Size, *, gpu: bool) -> P
         records_per_shard=per_shard,
         batch_size=size.batch,
         precision=settings.precision,
-        compute=ComputeConfig(threads=settings.threads, gpu="yes" if gpu else "no"),
+        compute=TrainingComputeConfig(threads=settings.threads, gpu="yes" if gpu else "no"),
     )
 
 

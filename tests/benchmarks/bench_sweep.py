@@ -21,7 +21,13 @@ import tyro
 from jobs.demo_photographs import write_photographs
 from pipelines import cluster
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.config.parts import (
+    CheckpointConfig,
+    OptimConfig,
+    SegmentConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
+)
 from pipelines.pairs.ingest import ingest
 from pipelines.search.tune import tune
 from pipelines.tracking import OFF
@@ -91,7 +97,8 @@ def make_step(config: DistillConfig) -> Callable[[int], None]:
 def make_pass(config: DistillConfig) -> Callable[[int], None]:
     """The teacher's evaluation of one batch, as its pass over the data does it, without Ray."""
     teacher = load_network(config.teacher).network
-    stage, size = distillation.make_stream(replace(config, trajectories="online")).stages[0], config.optim.batch_size
+    stage = distillation.make_stream(replace(config, trajectories="online", cache="")).stages[0]
+    size = config.optim.batch_size
 
     def evaluate(number: int) -> None:
         teacher_targets(teacher, stage.load(stage.order.records(number * size, (number + 1) * size)), "fp32")
@@ -102,7 +109,7 @@ def make_pass(config: DistillConfig) -> Callable[[int], None]:
 def cpu_seconds(config: DistillConfig, rounds: int) -> tuple[float, float, float]:
     """Median CPU seconds of a batch: a step from the cache, a step online, the teacher's pass; they take turns."""
     torch.set_num_threads(1)
-    calls = [make_step(config), make_step(replace(config, trajectories="online")), make_pass(config)]
+    calls = [make_step(config), make_step(replace(config, trajectories="online", cache="")), make_pass(config)]
     times: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
         for call, taken in zip(calls, times, strict=True):
@@ -118,7 +125,7 @@ def measure(settings: Settings, folder: Path) -> None:
     splits = write_photographs(photographs)
     pairs, cache = str(folder / "pairs"), str(folder / "cache")
     ingest(IngestConfig(layout="degrade", source=photographs, splits=splits, output=pairs))
-    segment, compute = SegmentConfig(crop=settings.crop, crops=settings.crops), ComputeConfig(threads=1)
+    segment, compute = SegmentConfig(crop=settings.crop, crops=settings.crops), TrainingComputeConfig(threads=1)
     base = DistillConfig(
         cache=cache,
         teacher=settings.teacher,
@@ -131,7 +138,7 @@ def measure(settings: Settings, folder: Path) -> None:
         checkpoint=CheckpointConfig(
             every=settings.steps, validate_every=settings.steps // 3, validation_images=1, validation_crop=settings.crop
         ),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
     one_pass = PrecomputeConfig(
         pairs=pairs, teacher=settings.teacher, output=cache, stages=(STAGE,), segment=segment, compute=compute
@@ -151,7 +158,7 @@ def measure(settings: Settings, folder: Path) -> None:
             distill=base, output=f"{folder}/cached", trials=settings.trials, concurrent=settings.concurrent, asha=False
         )
         cached = clock_of(lambda: tune(sweep))
-        online_trials = replace(base, trajectories="online")
+        online_trials = replace(base, trajectories="online", cache="")
         online = clock_of(lambda: tune(replace(sweep, output=f"{folder}/online", distill=online_trials)))
         print(
             f"seconds by the clock: pass {passing:.1f}, trials from the cache {cached:.1f}, trials online {online:.1f}"

@@ -29,11 +29,11 @@ from pipelines import cluster, storage
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.config.parts import (
     CheckpointConfig,
-    ComputeConfig,
     OptimConfig,
     Precision,
     SegmentConfig,
-    TrackingConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
 )
 from pipelines.reporting import Report, show
 from pipelines.tracking.run import OFF
@@ -114,7 +114,7 @@ def through_ray(config: DistillConfig, output: str) -> Cost:
 
 def make_config(settings: Settings, folder: Path, size: Size, *, gpu: bool) -> DistillConfig:
     """The distillation of one worker, whose cache is made here; no record comes twice if they are enough."""
-    compute = ComputeConfig(threads=settings.threads, gpu="yes" if gpu else "no")
+    compute = TrainingComputeConfig(threads=settings.threads, gpu="yes" if gpu else "no")
     segment = SegmentConfig(crop=size.crop, crops=max(1, min(64, settings.steps * size.batch // NUM_PAIRS)))
     pairs, teacher, cache = make_pairs(folder, NUM_PAIRS), make_teacher(folder, size), str(folder / "cache")
     precompute(
@@ -138,7 +138,7 @@ def make_config(settings: Settings, folder: Path, size: Size, *, gpu: bool) -> D
         optim=OptimConfig(steps=settings.steps, batch_size=size.batch, precision=settings.precision),
         compute=compute,
         checkpoint=CheckpointConfig(every=settings.steps, validate_every=0),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
 
 

@@ -50,7 +50,6 @@ within_time $python "$jobs/precompute.py" $SEGMENT $CACHE --pairs "$pairs" --tea
     --output "$cache" --stages "$STAGES"
 within_time $python "$jobs/experiments.py" $STUDENTS $segment_of_students --distill.tracking.no-enabled \
     --experiment refinement --seeds "$SEEDS" --distill.stages "$STAGES" --distill.pairs "$pairs" \
-    --distill.cache "$cache" --distill.teacher "$teacher/teacher.safetensors" --distill.output "$students/unused" \
-    --output "$students"
+    --distill.cache "$cache" --distill.teacher "$teacher/teacher.safetensors" --output "$students"
 within_time $python "$here/pack_weights.py" "$output/weights-$prediction" "$teacher/teacher.safetensors" \
     "$students"/students/*-seed-"${SEEDS%%,*}"/student-[0-9].safetensors

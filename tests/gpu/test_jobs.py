@@ -11,11 +11,11 @@ from PIL import Image
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import (
     CheckpointConfig,
-    ComputeConfig,
     OptimConfig,
     Precision,
     SegmentConfig,
-    TrackingConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
 )
 from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
@@ -54,7 +54,7 @@ def cache(ray_cluster: None, device: torch.device, tmp_path_factory: pytest.Temp
         segment=SEGMENT,
         records_per_shard=6,
         batch_size=3,
-        compute=ComputeConfig(threads=1, gpu="yes" if device.type == "cuda" else "no"),
+        compute=TrainingComputeConfig(threads=1, gpu="yes" if device.type == "cuda" else "no"),
     )
     precompute(config)
     return config
@@ -85,7 +85,7 @@ def distilled(cache: PrecomputeConfig, folder: Path, optim: OptimConfig) -> torc
         optim=optim,
         compute=cache.compute,
         checkpoint=CheckpointConfig(every=4, validate_every=0),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
     distill(config)
     return weights_of(str(folder / "student-2.safetensors"))

@@ -9,7 +9,13 @@ import torch
 from ray.train import Checkpoint
 
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, Precision, TrackingConfig
+from pipelines.config.parts import (
+    CheckpointConfig,
+    OptimConfig,
+    Precision,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
+)
 from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking.run import OFF
 from pipelines.training import checkpoints
@@ -33,13 +39,13 @@ def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
     save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
     optim = OptimConfig(steps=100, batch_size=BATCH_SIZE, warmup_steps=0, learning_rate=1e-3, precision="bf16")
     config = DistillConfig(
-        cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
+        cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=StudentTrackingConfig(enabled=False)
     )
     return Loop(
         objective=DistillObjective(config, None, ""),
         optim=optim,
         checkpoint=CheckpointConfig(),
-        compute=ComputeConfig(),
+        compute=TrainingComputeConfig(),
         run=OFF,
     )
 
@@ -79,7 +85,7 @@ def test_bf16_steps_learn_and_leave_float32_weights(loop: Loop, device: torch.de
 
 
 def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None:
-    config = replace(loop.objective.config, trajectories="online", pairs=".")
+    config = replace(loop.objective.config, trajectories="online", cache="", pairs=".")
     worker = begin(replace(loop, objective=DistillObjective(config, None, "")), device)
     before = {name: value.clone() for name, value in worker.state.network.state_dict().items()}
     worker.step({**records(targets=False), "position": np.arange(BATCH_SIZE)})

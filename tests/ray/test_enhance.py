@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance as enhance_untiled
 from reddit_core.weights import NetworkFile
+from tests.ray.processes import started
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ONE_THREAD = ComputeConfig(threads=1)
@@ -172,6 +174,29 @@ def test_kill_and_rerun_of_fifty(photographs: dict[str, NDArray[np.uint8]], weig
     enhance(whole)
     for name in finished(output):
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_killed_actor_is_restarted_and_ray_does_not_say_that_it_could_not_be(
+    photographs: dict[str, NDArray[np.uint8]], weights: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "twenty", tmp_path / "out"
+    source.mkdir()
+    for number in range(20):
+        Image.fromarray(np.roll(photographs["rocket"] // 6, number, axis=1)).save(source / f"{number:02d}.png")
+
+    def kill() -> None:
+        while len(finished(output)) < 2:
+            time.sleep(0.02)
+        (actor,) = started("MapWorker(MapBatches(Enhancer))")
+        actor.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    enhance(EnhanceConfig(source=str(source), output=str(output), weights=weights, steps=8, compute=ONE_THREAD))
+    assert not killer.is_alive(), "the kill came too late"
+    assert len(finished(output)) == 20
+    captured = capfd.readouterr()
+    assert "constructor arguments in the object store" not in captured.out + captured.err
 
 
 def finished(output: Path) -> list[str]:

@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from jobs.cli import main
 from jobs.evaluate import JOB
 from pipelines import shards, storage
-from pipelines.config.parts import ComputeConfig, TrackingConfig
+from pipelines.config.parts import ComputeConfig, StudentTrackingConfig
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate, plan_evaluate
 from pipelines.evaluation.judge import MOST_PSNR, ImageRef, Judge, part_url
@@ -68,7 +68,7 @@ def config(tmp_path: Path, pairs: str, weights: str) -> EvaluateConfig:
         shown=("input:0", "student:2"),
         seeds=(0, 1),
         compute=ComputeConfig(threads=1),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
 
 
@@ -121,7 +121,7 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_report_is_in_mlflow_too(config: EvaluateConfig, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracked = replace(config, seeds=(0,), limit=1, tracking=TrackingConfig(uri=uri, experiment="judged"))
+    tracked = replace(config, seeds=(0,), limit=1, tracking=StudentTrackingConfig(uri=uri, experiment="judged"))
     rows = evaluate(tracked).rows
     client = MlflowClient(uri)
     [run] = client.search_runs([client.get_experiment_by_name("judged").experiment_id])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines.config.jobs import IngestConfig, TeacherConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
@@ -40,9 +40,9 @@ def whole(
         crop=16,
         crops_per_image=2,
         optim=OptimConfig(steps=200, batch_size=4, warmup_steps=2, ema_decay=0.9),
-        compute=ComputeConfig(threads=1),
+        compute=TrainingComputeConfig(threads=1),
         checkpoint=CheckpointConfig(every=20, validate_every=0),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
     train_teacher(config)
     return config
@@ -92,7 +92,7 @@ def test_a_rate_that_blows_up_stops_the_run_at_its_last_good_checkpoint(whole: T
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(whole: TeacherConfig, tmp_path: Path) -> None:
-    config = replace(whole, output=str(tmp_path / "run"), compute=ComputeConfig(threads=1, max_failures=0))
+    config = replace(whole, output=str(tmp_path / "run"), compute=TrainingComputeConfig(threads=1, max_failures=0))
     checkpoints = Path(config.output, "checkpoints")
     in_the_way = checkpoints / "step-000000100"
     checkpoints.mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(whole: TeacherCo
 def test_storage_that_fails_in_mid_run_is_one_error_and_the_run_goes_on_when_it_is_mended(
     whole: TeacherConfig, tmp_path: Path
 ) -> None:
-    config = replace(whole, output=str(tmp_path / "run"), compute=ComputeConfig(threads=1, max_failures=0))
+    config = replace(whole, output=str(tmp_path / "run"), compute=TrainingComputeConfig(threads=1, max_failures=0))
     in_the_way = Path(config.output, "checkpoints", "step-000000100")
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("a file where the checkpoint's folder should be")

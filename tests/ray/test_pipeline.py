@@ -16,7 +16,13 @@ from PIL import Image
 
 from pipelines import shards
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.config.parts import (
+    CheckpointConfig,
+    OptimConfig,
+    SegmentConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
+)
 from pipelines.pairs.ingest import ingest
 from pipelines.shards import TARGET_COLUMNS
 from pipelines.training import distillation
@@ -33,8 +39,8 @@ from reddit_core.networks.sr3_unet import UNetConfig
 ROOT = Path(__file__).parents[2]
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
 SEGMENT = SegmentConfig(crop=16, crops=3)
-OFF = TrackingConfig(enabled=False)
-ONE_THREAD = ComputeConfig(threads=1)
+OFF = StudentTrackingConfig(enabled=False)
+ONE_THREAD = TrainingComputeConfig(threads=1)
 CHECKPOINT = CheckpointConfig(every=4, validate_every=0, validation_images=2, validation_crop=32)
 JOB_TIMEOUT_S = 240
 
@@ -172,7 +178,7 @@ def test_more_actors_and_kills_leave_the_same_bytes(made: Made) -> None:
         workers: replace(
             made.cache,
             output=str(made.root / f"cache-{workers}"),
-            compute=ComputeConfig(workers=workers, cpus_per_worker=0.5),
+            compute=TrainingComputeConfig(workers=workers, cpus_per_worker=0.5),
         )
         for workers in (2, 3)
     }
@@ -223,7 +229,7 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
     cached, online = (
         make_stream(replace(config, trajectories=place)).load(2, 4, 0, 1) for place in ("cache", "online")
     )
-    streaming = make_stream(replace(config, trajectories="stream", teacher_actors=2))
+    streaming = make_stream(replace(config, trajectories="stream", cache="", teacher_actors=2))
     blocks = list(make_dataset(streaming, 0, 1).iter_batches(batch_size=4, batch_format="numpy"))
     assert np.concatenate([block["position"] for block in blocks]).tolist() == list(range(2 * 6 * 4))
     streamed = {name: np.concatenate([block[name] for block in blocks[2:4]]) for name in blocks[0]}
@@ -240,9 +246,9 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
 
 @pytest.mark.slow
 def test_two_workers_with_teachers_beside_them_agree_with_one_that_runs_it_itself(made: Made) -> None:
-    config = replace(distill_config(made, "online"), stages=(4,), trajectories="online")
+    config = replace(distill_config(made, "online"), stages=(4,), trajectories="online", cache="")
     distill(config)
-    two = ComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
+    two = TrainingComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
     distill(replace(config, output=str(made.root / "stream"), trajectories="stream", compute=two))
     alone, together = (
         load_network(f"{made.root}/{run}/student-2.safetensors").network.state_dict() for run in ("online", "stream")
@@ -293,7 +299,7 @@ def test_students_come_out_of_every_stage_and_two_workers_agree_with_one(made: M
     one = distill(distill_config(made, "distill"))
     assert [row["steps"] for row in one.rows] == [2, 1]
     assert all(np.isfinite(row["psnr"]) for row in one.rows)
-    workers = ComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
+    workers = TrainingComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
     distill(replace(distill_config(made, "distill-two"), compute=workers))
     for steps in (2, 1):
         alone, together = (
@@ -309,7 +315,7 @@ def test_a_distillation_killed_in_its_second_stage_ends_with_the_same_students_b
     config = replace(
         distill_config(made, "undisturbed"),
         optim=OptimConfig(steps=40, batch_size=4, warmup_steps=1, ema_decay=0.9),
-        compute=ComputeConfig(workers=2, cpus_per_worker=0.5, threads=1),
+        compute=TrainingComputeConfig(workers=2, cpus_per_worker=0.5, threads=1),
         checkpoint=CheckpointConfig(every=4, validate_every=0),
     )
     distill(config)
@@ -336,7 +342,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_field_that_differs(made: 
     with pytest.raises(ValueError, match="no cache of stage 8"):
         distill(replace(config, stages=(8,)))
     with pytest.raises(ValueError, match="batch_size is 4, but must be at least workers x accumulate = 5"):
-        distill(replace(config, compute=ComputeConfig(workers=5)))
+        distill(replace(config, compute=TrainingComputeConfig(workers=5)))
 
 
 @pytest.mark.parametrize(

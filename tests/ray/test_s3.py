@@ -10,7 +10,13 @@ import ray
 import torch
 
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
+from pipelines.config.parts import (
+    CheckpointConfig,
+    OptimConfig,
+    SegmentConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
+)
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from pipelines.enhancement.enhance import enhance
 from pipelines.evaluation.evaluate import evaluate
@@ -28,7 +34,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("ray_cluster")]
 URL = "s3://data"
 UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
 SEGMENT = SegmentConfig(crop=16, crops=2)
-ONE_THREAD = ComputeConfig(threads=1)
+ONE_THREAD = TrainingComputeConfig(threads=1)
 INGEST = IngestConfig(source=f"{URL}/LOLv1", output=f"{URL}/pairs", pairs_per_shard=4, validation_share=0.3)
 PRECOMPUTE = PrecomputeConfig(
     pairs=f"{URL}/pairs",
@@ -44,8 +50,8 @@ OPTIM = OptimConfig(steps=4, batch_size=4, warmup_steps=1, ema_decay=0.9)
 CHECKPOINT = CheckpointConfig(every=2, validate_every=0)
 
 
-def tracking(folder: Path) -> TrackingConfig:
-    return TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", model="")
+def tracking(folder: Path) -> StudentTrackingConfig:
+    return StudentTrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", model="")
 
 
 def dataset(bucket: Any, prefix: str) -> dict[str, bytes]:
@@ -141,7 +147,7 @@ def test_a_bucket_is_enhanced_and_judged_into_a_bucket(bucket) -> None:
         output=f"{URL}/judged",
         weights=(f"teacher:1={PRECOMPUTE.teacher}",),
         compute=ONE_THREAD,
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
     evaluate(judged)
     assert {"report.json", "report.html", "images.csv", "before_after.png"} <= set(bucket.objects("judged/"))

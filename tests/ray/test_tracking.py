@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from requests import HTTPError, Response
 
 from pipelines import tracking
-from pipelines.config.parts import TrackingConfig
+from pipelines.config.parts import StudentTrackingConfig
 from pipelines.model_card import ModelCard
 from pipelines.tracking import InputData, RunHandle, RunWriter, spill, tracked_run
 from pipelines.tracking.mlflow_backend import student_model
@@ -44,8 +44,8 @@ def server(mlflow_server):
     return mlflow_server
 
 
-def config_of(uri: str, experiment: str) -> TrackingConfig:
-    return TrackingConfig(uri=uri, experiment=experiment)
+def config_of(uri: str, experiment: str) -> StudentTrackingConfig:
+    return StudentTrackingConfig(uri=uri, experiment=experiment)
 
 
 def runs_of(uri: str, experiment: str):
@@ -53,7 +53,7 @@ def runs_of(uri: str, experiment: str):
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 
-def open_run(config: TrackingConfig, name: str, settings: Mapping[str, object], **changes: Any) -> RunHandle:
+def open_run(config: StudentTrackingConfig, name: str, settings: Mapping[str, object], **changes: Any) -> RunHandle:
     """Plans a run and opens it, as a job does."""
     return tracking.open_run(tracking.plan_run(config, name, settings, **changes))
 
@@ -173,7 +173,7 @@ def test_artifacts_on_s3_go_through_the_server(s3_mlflow_server, tmp_path: Path)
 
 def test_what_cannot_work_is_said_clearly(server) -> None:
     with pytest.raises(ValueError, match="must be sqlite:///"):
-        open_run(TrackingConfig(uri="runs/mlflow.db"), "/x", {})
+        open_run(StudentTrackingConfig(uri="runs/mlflow.db"), "/x", {})
     client = MlflowClient(server.uri)
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(ValueError, match="'gone' was deleted"):
@@ -182,7 +182,7 @@ def test_what_cannot_work_is_said_clearly(server) -> None:
 
 def test_switched_off_it_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    handle = open_run(TrackingConfig(enabled=False), "/x", {})
+    handle = open_run(StudentTrackingConfig(enabled=False), "/x", {})
     with RunWriter(handle) as writer:
         writer.metrics({"train/loss": 1.0}, 1)
         writer.image("a", np.zeros((2, 2, 3), np.uint8), 1)
@@ -292,9 +292,9 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
     script = (
         "import os, signal, sys, time; import numpy as np\n"
         "from pathlib import Path\n"
-        "from pipelines.config.parts import TrackingConfig\n"
+        "from pipelines.config.parts import StudentTrackingConfig\n"
         "from pipelines.tracking import RunWriter, plan_run\n"
-        f"handle = plan_run(TrackingConfig(uri={server.uri!r}, experiment='killed-writer'), {output!r}, {{}})\n"
+        f"handle = plan_run(StudentTrackingConfig(uri={server.uri!r}, experiment='killed-writer'), {output!r}, {{}})\n"
         "writer = RunWriter(handle)\n"
         "writer.metrics({'validation/psnr': 17.5}, 30)\n"
         "writer.image('validation/4-to-2', np.zeros((8, 24, 3), np.uint8), 30)\n"

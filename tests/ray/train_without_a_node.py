@@ -14,7 +14,7 @@ from processes import started
 from ray.cluster_utils import Cluster
 
 from pipelines.config.jobs import TeacherConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.training import runs, teacher
 from reddit_core.networks.sr3_unet import UNetConfig
 
@@ -48,9 +48,9 @@ def main() -> None:
         crop=16,
         crops_per_image=2,
         optim=OptimConfig(steps=STEPS[kind], batch_size=4, warmup_steps=2, ema_decay=0.9),
-        compute=ComputeConfig(workers=1 if kind == "fixed" else (1, 2), cpus_per_worker=2, threads=1),
+        compute=TrainingComputeConfig(workers=1 if kind == "fixed" else (1, 2), cpus_per_worker=2, threads=1),
         checkpoint=CheckpointConfig(every=20, validate_every=0),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
     job = threading.Thread(target=teacher.train_teacher, args=(config,))
     job.start()

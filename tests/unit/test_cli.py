@@ -27,14 +27,14 @@ CONFIGS = sorted(
 )
 TEACHER_FLAGS = ("--pairs", "p", "--output", "o")
 DISTILL_FLAGS = ("--cache", "c", "--teacher", "t", "--output", "o")
-SWEPT_FLAGS = ("--distill.cache", "c", "--distill.teacher", "t", "--distill.output", "o", "--distill.pairs", "p")
+SWEPT_FLAGS = ("--distill.cache", "c", "--distill.teacher", "t", "--distill.pairs", "p")
 # Each job's config, and the flags that it cannot do without.
 JOBS: dict[str, tuple[type, tuple[str, ...]]] = {
     "ingest": (IngestConfig, ("--source", "s", "--output", "o")),
     "train_teacher": (TeacherConfig, TEACHER_FLAGS),
     "precompute": (PrecomputeConfig, ("--pairs", "p", "--teacher", "t", "--output", "o")),
     "distill": (DistillConfig, DISTILL_FLAGS),
-    "tune": (TuneConfig, (*SWEPT_FLAGS, "--output", "o")),
+    "tune": (TuneConfig, (*SWEPT_FLAGS, "--distill.output", "o", "--output", "o")),
     "experiments": (ExperimentConfig, (*SWEPT_FLAGS, "--output", "o")),
     "evaluate": (EvaluateConfig, ("--pairs", "p", "--output", "o")),
     "enhance": (EnhanceConfig, ("--source", "s", "--output", "o", "--weights", "w")),

@@ -63,25 +63,25 @@ def test_where_work_may_land(
 )
 def test_a_local_path_is_refused(two_machines: None, job_config: Any, setting: str) -> None:
     with pytest.raises(ValueError, match=rf"{setting}.*; use s3:// or .*--shared-folder FOLDER$") as error:
-        cluster.refuse_local_urls(job_config)
+        cluster.reject_local_urls(job_config)
     assert "\n" not in str(error.value)
 
 
 def test_stores_and_a_shared_folder_are_not_refused(two_machines: None) -> None:
-    cluster.refuse_local_urls(REMOTE)
+    cluster.reject_local_urls(REMOTE)
     shared = IngestConfig(source="/mnt/data/LOLv1", output="/mnt/data")
-    cluster.refuse_local_urls(shared, "/mnt/data/")
-    cluster.refuse_local_urls(shared, "/")
+    cluster.reject_local_urls(shared, "/mnt/data/")
+    cluster.reject_local_urls(shared, "/")
     for other in ("/mnt/dat", "/mnt/data/LOLv1"):
         with pytest.raises(ValueError, match="a local path"):
-            cluster.refuse_local_urls(shared, other)
+            cluster.reject_local_urls(shared, other)
 
 
 def test_one_machine_may_use_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node("a", "10.0.0.1")])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     assert not cluster.is_spread_out()
-    cluster.refuse_local_urls(IngestConfig(source="in", output="out"))
+    cluster.reject_local_urls(IngestConfig(source="in", output="out"))
 
 
 def url_fields(source: str) -> Iterator[str]:

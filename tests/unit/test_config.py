@@ -9,13 +9,14 @@ import pytest
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
 from pipelines.config.parts import (
     CheckpointConfig,
-    ComputeConfig,
     OptimConfig,
     SegmentConfig,
-    TrackingConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
     check_stages,
 )
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
+from reddit_core.degrade import DegradeConfig
 from reddit_core.losses import LossWeights
 from reddit_core.networks.sr3_unet import UNetConfig
 
@@ -66,6 +67,16 @@ REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (distill, {"progressive": True}, "progressive changes the teacher .*; add --trajectories online"),
     (distill, {"progressive": True, "trajectories": "stream", "pairs": "p"}, "actors that stream read ahead"),
     (distill, {"cache": ""}, "cache is empty, but trajectories are to come from one; add --cache URL, or --traj"),
+    (distill, {"teacher_actors": 2}, "teacher_actors is 2, but trajectories cache use no teacher actors; add --traj"),
+    (
+        distill,
+        {"trajectories": "online", "pairs": "p"},
+        "cache is .*, but trajectories online read no cache; leave it out, or use --trajectories cache",
+    ),
+    (ingest, {"degrade_seed": 1}, "degrade_seed is 1, but layout lolv1 has no use for it; use --layout degrade"),
+    (ingest, {"degrade": DegradeConfig(cast=0.2)}, "degrade.cast is 0.2, but layout lolv1 has no use for it"),
+    (tune, {"search": "grid", "trials": 4}, "trials is 4, but a grid has as many trials as combinations; leave it out"),
+    (tune, {"distill": distill(pairs="p", output="")}, "distill.output is empty, but is where best.toml distils to"),
     (distill, {"teacher_actors": 0}, "teacher_actors is 0, but must be at least 1"),
     (distill, {"trajectories": "stream"}, "trajectories stream run the teacher over the pairs; add --pairs URL"),
     (distill, {"trajectories": "online"}, "trajectories online run the teacher over the pairs; add --pairs URL"),
@@ -74,9 +85,13 @@ REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (enhance, {"overlap": -1}, "overlap is -1, but must be"),
     (tune, {"trials": 0}, "trials is 0, but must be at least 1"),
     (tune, {"distill": distill()}, "trials are compared on the validation split; give --distill.pairs URL"),
-    (tune, {"distill": distill(pairs="p", trajectories="stream")}, "trajectories stream would give every trial"),
-    (ComputeConfig, {"workers": 0}, "workers is 0, but must be at least 1"),
-    (ComputeConfig, {"cpus_per_worker": 0.0}, "cpus_per_worker is 0.0, but must be above 0"),
+    (
+        tune,
+        {"distill": distill(pairs="p", cache="", trajectories="stream")},
+        "trajectories stream would give every trial",
+    ),
+    (TrainingComputeConfig, {"workers": 0}, "workers is 0, but must be at least 1"),
+    (TrainingComputeConfig, {"cpus_per_worker": 0.0}, "cpus_per_worker is 0.0, but must be above 0"),
     (OptimConfig, {"steps": 0}, "steps is 0, but must be at least 1"),
     (OptimConfig, {"batch_size": 2, "accumulate": 3}, "batch_size is 2 and accumulate 3, .* raise batch_size or lower"),
     (OptimConfig, {"accumulate": 0}, "accumulate 0"),
@@ -89,7 +104,7 @@ REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (CheckpointConfig, {"validation_images": 0}, "validation_images is 0, but must be at least 1"),
     (CheckpointConfig, {"validation_crop": 8}, "validation_crop is 8, but SSIM needs 11 pixels; 0 takes whole images"),
     (
-        TrackingConfig,
+        StudentTrackingConfig,
         {"model": "team/student"},
         "model is 'team/student', but a registered model's name has no /; leave it out",
     ),
@@ -124,7 +139,7 @@ def test_what_works_is_accepted() -> None:
     assert ingest(source="", layout="folders", low="l", normal="n").layout == "folders"
     assert ingest(source="s", layout="folders", normal="n", pattern="(.)").low == ""
     assert teacher(unet=UNetConfig(channel_mults=(1, 2)), crop=18).crop == 18
-    assert distill(trajectories="online", pairs="p", progressive=True, stages=(4, 2)).stages == (4, 2)
+    assert distill(trajectories="online", cache="", pairs="p", progressive=True, stages=(4, 2)).stages == (4, 2)
     assert distill(loss=LossWeights(perceptual=0.6), lpips="vgg.pth").loss.perceptual == 0.6
     assert OptimConfig(grad_clip=float("inf")).grad_clip == float("inf")
 

@@ -7,16 +7,37 @@ import pytest
 
 from pipelines.config.experiments import ExperimentConfig
 from pipelines.config.jobs import DistillConfig
+from pipelines.config.parts import StudentTrackingConfig
+from reddit_core.degrade import DegradeConfig
 
-DISTILL = DistillConfig(cache="c", teacher="t", output="o", pairs="p")
+DISTILL = DistillConfig(cache="c", teacher="t", pairs="p")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stops": (2.0, -1.0)}, r"stops run from -1\.0 to -1\.0, but must rise from at least 0"),
-        ({"full_wells": (2000.0, 0.0)}, r"full_well is 0\.0 .*but electrons must be positive"),
+        (
+            {"experiment": "darkness", "stops": (2.0, -1.0)},
+            r"stops run from -1\.0 to -1\.0, but must rise from at least 0",
+        ),
+        (
+            {"experiment": "darkness", "full_wells": (2000.0, 0.0)},
+            r"full_well is 0\.0 .*but electrons must be positive",
+        ),
         ({"distill": replace(DISTILL, refine_weight=0.0)}, r"refine_weight is 0, so that no student would be refined"),
+        (
+            {"stops": (2.0,)},
+            r"stops is \(2\.0,\), but experiment refinement has no use for it; use --experiment darkness",
+        ),
+        (
+            {"experiment": "darkness", "degrade": DegradeConfig(full_well=1e3)},
+            r"degrade\.full_well is 1000\.0, but the exp",
+        ),
+        ({"distill": replace(DISTILL, output="o")}, r"distill\.output is .*, but an experiment distils below its own"),
+        (
+            {"distill": replace(DISTILL, tracking=StudentTrackingConfig(model="m"))},
+            r"distill\.tracking\.model is m, but an experiment registers no model; leave it out",
+        ),
     ],
 )
 def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:

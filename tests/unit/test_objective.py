@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig
+from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
 from pipelines.shards import TARGET_COLUMNS, trajectory_schema
 from pipelines.tracking.run import OFF
 from pipelines.training.loop import Loop, Worker, step_seed
@@ -73,7 +73,9 @@ def objective() -> SelfConsistency:
     """After two stages of three steps, each of two micro-batches."""
     objective = SelfConsistency()
     optim = OptimConfig(steps=STEPS, batch_size=BATCH_SIZE, accumulate=2, warmup_steps=0, learning_rate=1e-2)
-    loop = Loop(objective=objective, optim=optim, checkpoint=CheckpointConfig(), compute=ComputeConfig(), run=OFF)
+    loop = Loop(
+        objective=objective, optim=optim, checkpoint=CheckpointConfig(), compute=TrainingComputeConfig(), run=OFF
+    )
     worker = Worker(loop, 0, 1, CPU, None)
     for stage_index in range(2):
         worker.begin_stage(stage_index)

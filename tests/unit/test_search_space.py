@@ -12,7 +12,7 @@ from ray.tune import Result
 
 from jobs.cli import Job, Sources, parse
 from pipelines.config.jobs import DistillConfig, TuneConfig
-from pipelines.config.parts import ComputeConfig, OptimConfig
+from pipelines.config.parts import OptimConfig, TrainingComputeConfig
 from pipelines.reporting import Report, save
 from pipelines.search.checks import check_complete, check_corners, restorable
 from pipelines.search.outcome import BEST, is_done, to_toml
@@ -166,7 +166,7 @@ def test_the_best_configuration_is_a_config_file_of_distill(tmp_path) -> None:
     config = with_values(
         BASE, {"refine_weight": 0.123, "loss": LossWeights(pixel=0.5), "optim.grad_clip": float("inf")}
     )
-    config = replace(config, compute=ComputeConfig(workers=(1, 8)))
+    config = replace(config, compute=TrainingComputeConfig(workers=(1, 8)))
     path = tmp_path / "best.toml"
     # A sweep decides about the GPU once for all trials, but not for whoever uses its result.
     path.write_text(to_toml(replace(config, compute=replace(config.compute, gpu="no"))))
@@ -236,7 +236,7 @@ def result_of(metrics: dict[str, object] | None, error: Exception | None = None)
 
 
 def test_a_sweep_has_as_many_trials_at_a_time_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TuneConfig(distill=replace(BASE, compute=ComputeConfig(workers=2)), output="/s")
+    config = TuneConfig(distill=replace(BASE, compute=TrainingComputeConfig(workers=2)), output="/s")
     for cpus, gpus, fits in ((9.5, 0, 4), (9.5, 5, 2), (2.4, 1, 1)):
         monkeypatch.setattr(ray, "cluster_resources", lambda cpus=cpus, gpus=gpus: {"CPU": cpus, "GPU": gpus})
         if (cpus, gpus) == (2.4, 1):  # a trial has two workers, which need a GPU each

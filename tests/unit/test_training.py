@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from ray.train import Checkpoint
 
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrackingConfig
+from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.tracking.run import OFF
 from pipelines.tracking.spill import File, Point
 from pipelines.tracking.writer import BufferedWriter
@@ -24,7 +24,7 @@ from pipelines.training import checkpoints, runs
 from pipelines.training.distillation import DistillObjective, student_name
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
 from pipelines.training.objective import StageContext
-from pipelines.training.progress import Progress
+from pipelines.training.step_meter import StepMeter
 from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.training.validation import mean_metric
 from pipelines.trajectories.crops import Batch
@@ -48,13 +48,13 @@ def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
 def make_loop(teacher: str, accumulate: int) -> Loop:
     optim = OptimConfig(steps=4, batch_size=BATCH_SIZE, accumulate=accumulate, warmup_steps=0)
     config = DistillConfig(
-        cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=TrackingConfig(enabled=False)
+        cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=StudentTrackingConfig(enabled=False)
     )
     return Loop(
         objective=DistillObjective(config, None, ""),
         optim=optim,
         checkpoint=CheckpointConfig(),
-        compute=ComputeConfig(),
+        compute=TrainingComputeConfig(),
         run=OFF,
     )
 
@@ -120,7 +120,7 @@ def test_every_position_of_a_batch_is_dealt_once(num_workers: int, accumulate: i
 
 def test_more_workers_than_samples_are_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size is 4, but must be at least workers x accumulate = 8"):
-        check_workers(OptimConfig(batch_size=4), ComputeConfig(workers=(1, 8)))
+        check_workers(OptimConfig(batch_size=4), TrainingComputeConfig(workers=(1, 8)))
 
 
 def spoil(batch: Batch, name: str) -> Batch:
@@ -181,7 +181,7 @@ def test_gradients_are_clipped_before_the_step(loop: Loop, monkeypatch: pytest.M
     monkeypatch.setattr(worker.state.optimizer, "step", look)
     worker.step(records(np.arange(BATCH_SIZE)))
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
-    assert worker.progress.norm > 1e-2, "what is shown is the norm before"
+    assert worker.meter.norm > 1e-2, "what is shown is the norm before"
 
 
 def test_the_best_weights_are_kept_also_after_a_restart(
@@ -274,7 +274,8 @@ def test_a_student_records_the_teacher_that_its_records_were_made_with(loop: Loo
 
 
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
-    base = replace(loop.objective.config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online")  # type: ignore[attr-defined]
+    config = loop.objective.config  # type: ignore[attr-defined]
+    base = replace(config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online", cache="")
     first = load_network(base.teacher)
     with torch.no_grad():
         for parameter in first.network.parameters():
@@ -329,20 +330,18 @@ def test_an_interrupted_training_is_no_finished_one() -> None:
 
 
 def test_the_progress_line_and_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(num_steps=20, batch_size=4)
+    meter = StepMeter(num_steps=20, batch_size=4)
     for step in range(1, 21):
-        progress.waited(0.001)
-        progress.stepped(
-            "4-to-2", step, {"loss": torch.tensor(0.25), "distill": torch.tensor(0.125)}, torch.tensor(3.0)
-        )
-        metrics = progress.due({"learning_rate": 1e-4, "skipped": 0.0})
+        meter.waited(0.001)
+        meter.stepped("4-to-2", step, {"loss": torch.tensor(0.25), "distill": torch.tensor(0.125)}, torch.tensor(3.0))
+        metrics = meter.due({"learning_rate": 1e-4, "skipped": 0.0})
         assert bool(metrics) == (step in (10, 20))
     names = {"loss", "distill", "learning_rate", "skipped", "grad_norm", "samples_per_second", "data_wait_share"}
     assert set(metrics) == {f"train/{name}" for name in names}
     assert (metrics["train/loss"], metrics["train/grad_norm"], metrics["train/learning_rate"]) == (0.25, 3.0, 1e-4)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("4-to-2 step 20/20, ")
-    assert "steps/s, 0.0 min left, loss 0.2500 distill 0.1250, waiting for data " in lines[-1]
+    assert lines[-1].startswith("4-to-2 20/20 steps, ")
+    assert "/s, 0 s left, loss 0.2500 distill 0.1250, waiting for data " in lines[-1]
 
 
 def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(loop: Loop) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig
+from pipelines.config.parts import CheckpointConfig, OptimConfig, SegmentConfig, TrainingComputeConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import save_network
@@ -19,7 +19,7 @@ from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.weights import NetworkFile
 
 SEGMENT = SegmentConfig(crop=16, crops=4)
-ONE_THREAD = ComputeConfig(threads=1)
+ONE_THREAD = TrainingComputeConfig(threads=1)
 
 
 @dataclass(frozen=True)

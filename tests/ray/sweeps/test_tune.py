@@ -23,7 +23,7 @@ from jobs.cli import INTERRUPTED, Sources, parse
 from jobs.distill import JOB
 from pipelines import tracking
 from pipelines.config.jobs import TuneConfig
-from pipelines.config.parts import ComputeConfig, TrackingConfig
+from pipelines.config.parts import StudentTrackingConfig, TrainingComputeConfig
 from pipelines.search import tune as search
 from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
@@ -45,7 +45,7 @@ def runs_by_name(uri: str, experiment: str) -> dict[str, Run]:
 
 
 def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs, mlflow_server) -> None:
-    track = TrackingConfig(uri=mlflow_server.uri, experiment="sweep", model="swept-student", licence="CC BY 4.0")
+    track = StudentTrackingConfig(uri=mlflow_server.uri, experiment="sweep", model="swept-student", licence="CC BY 4.0")
     output = inputs.root / "sweep"
     config = TuneConfig(
         distill=inputs.distillation(tracking=track),
@@ -122,7 +122,7 @@ def check_trial(uri: str, child: Run, parent_id: str, row: Mapping[str, Any]) ->
 
 def test_stopping_early_needs_the_state_api(inputs) -> None:
     """Ray Train takes a stopped trial's workers back only with it, and the cluster of these tests is without."""
-    base = inputs.distillation(tracking=TrackingConfig(enabled=False))
+    base = inputs.distillation(tracking=StudentTrackingConfig(enabled=False))
     with pytest.raises(ValueError, match=r"no dashboard.*--no-asha"):
         tune(TuneConfig(distill=base, output=str(inputs.root / "asha"), space=SPACE))
 
@@ -167,8 +167,8 @@ def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: 
     monkeypatch.setattr(search, "MAX_FAILURES", 0)
     # A cache of its own: worker processes of the other sweeps still hold the shards of theirs.
     cache = shutil.copytree(inputs.root / "cache", inputs.root / "broken-cache")
-    compute = ComputeConfig(threads=1, max_failures=0)
-    base = inputs.distillation(cache=str(cache), tracking=TrackingConfig(enabled=False), compute=compute)
+    compute = TrainingComputeConfig(threads=1, max_failures=0)
+    base = inputs.distillation(cache=str(cache), tracking=StudentTrackingConfig(enabled=False), compute=compute)
     output = inputs.root / "mended"
     config = TuneConfig(distill=base, output=str(output), space=SPACE, trials=2, concurrent=1, asha=False)
     for shard in cache.rglob("*.arrow"):
@@ -219,7 +219,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_server) -> None:
-    track = TrackingConfig(uri=mlflow_server.uri, experiment="killed-sweep")
+    track = StudentTrackingConfig(uri=mlflow_server.uri, experiment="killed-sweep")
     optim = replace(inputs.distillation().optim, steps=40)
     output = inputs.root / "killed"
     config = TuneConfig(
@@ -273,7 +273,7 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
 def test_a_sweep_that_was_interrupted_is_not_done_and_goes_on(inputs) -> None:
     output = inputs.root / "interrupted"
     optim = replace(inputs.distillation().optim, steps=40)
-    track = TrackingConfig(uri=f"sqlite:///{inputs.root}/interrupted.db")
+    track = StudentTrackingConfig(uri=f"sqlite:///{inputs.root}/interrupted.db")
     base = inputs.distillation(tracking=track, optim=optim)
     points = ("optim.learning_rate=2e-3",)
     config = TuneConfig(

@@ -17,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines.config.jobs import TuneConfig
-from pipelines.config.parts import TrackingConfig
+from pipelines.config.parts import StudentTrackingConfig
 from pipelines.search.tune import tune
 
 PAGE_TIMEOUT_S = 120
@@ -80,7 +80,7 @@ def browser(mlflow_server, tmp_path: Path) -> Iterator[Browser]:
 @pytest.fixture
 def runs(inputs, mlflow_server) -> list[Run]:
     """The runs of a grid of two trials with two workers each: the parent, then its children."""
-    track = TrackingConfig(uri=mlflow_server.uri, experiment="seen")
+    track = StudentTrackingConfig(uri=mlflow_server.uri, experiment="seen")
     base = inputs.distillation(tracking=track)
     two_workers = replace(base.compute, workers=2)
     config = TuneConfig(
