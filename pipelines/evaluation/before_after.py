@@ -1,4 +1,4 @@
-"""Pictures for people: a labelled grid of input, methods and ground truth."""
+"""A labelled grid of input, methods and ground truth."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -36,6 +36,6 @@ def before_after(methods: Sequence[Labelled], images: Sequence[Sequence[bytes]])
 
 
 def shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image at the width of a column."""
+    """The image resized to the width of a column, [h, w, 3] uint8."""
     height = round(image.shape[0] * COLUMN_WIDTH / image.shape[1])
     return np.asarray(Image.fromarray(image).resize((COLUMN_WIDTH, height), Image.Resampling.LANCZOS))

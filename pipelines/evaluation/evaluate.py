@@ -1,4 +1,4 @@
-"""Honest evaluation: every method on every image of a split, raw and GT-mean side by side (Ray Data actors)."""
+"""Evaluation: every method on every image of a split, raw and GT-mean figures side by side (Ray Data actors)."""
 
 import base64
 import csv
@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import numpy as np
 import ray.data
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from pipelines import failures, reporting, shards, storage
-from pipelines.cluster import check_gpus, rounds, torch_threads, use_gpu
+from pipelines.cluster import actor_pool, check_gpus, device_of, rounds, torch_threads, use_gpu
+from pipelines.config.parts import as_json
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
 from pipelines.evaluation.before_after import before_after
@@ -29,15 +28,16 @@ from pipelines.evaluation.methods import Method, methods_of, shown_methods
 from pipelines.evaluation.results import COSTS, Results, find_cases, intervals, mean_of, read_part, read_rows
 from pipelines.images import encode_png
 from pipelines.pairs.dataset import split_shards
+from pipelines.progress import Progress
 from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
+from pipelines.restart_notice import without_restart_notice
 from pipelines.shards import shards_hash
 from pipelines.tracking import RunWriter, tracked_run
 from pipelines.weights import load_network
 
 PARTS = "parts"
 BEFORE_AFTER, TABLE, PAGE = "before_after.png", "images.csv", "report.html"
-PROGRESS_EVERY_S = 10.0
 
 
 def find_images(config: EvaluateConfig) -> list[ImageRef]:
@@ -48,17 +48,18 @@ def find_images(config: EvaluateConfig) -> list[ImageRef]:
 
 
 def fingerprint(config: EvaluateConfig, methods: Iterable[Method]) -> dict[str, Any]:
-    """What decides the figures: the data, the weights by hash, and the settings of the evaluation."""
+    """Everything that determines the figures: the data, the weights by hash, and the settings of the evaluation."""
     urls = {method.key: method.url for method in methods if method.url} | {redact(url): url for url in config.lpips}
     sha256 = {key: hashlib.sha256(read_weights(url)).hexdigest() for key, url in urls.items()}
     names = ("split", "seeds", "limit", "mode", "precision", "shown")
-    settings = json.loads(json.dumps({name: getattr(config, name) for name in names}))
+    settings = {name: value for name, value in as_json(config).items() if name in names}
     manifest = shards.read_manifest(config.pairs, "pairs")
     pairs = {"pairs_key": manifest.key, "pairs_shards": shards_hash(split_shards(manifest, config.split))}
     return {**pairs, "weights_sha256": sha256, **settings}
 
 
 def read_weights(url: str) -> bytes:
+    """The bytes of a weights file; raises ValueError if there is none."""
     try:
         return storage.read_bytes(url)
     except FileNotFoundError:
@@ -66,7 +67,7 @@ def read_weights(url: str) -> bytes:
 
 
 def check_weights(config: EvaluateConfig, methods: Iterable[Method]) -> None:
-    """Refuses weights and LPIPS backbones that the actors could not use, before there are any."""
+    """Raises ValueError for weights and LPIPS backbones that the actors could not use, before any is started."""
     for method in methods:
         if method.url:
             load_network(method.url).schedule.grid(method.steps)
@@ -74,7 +75,7 @@ def check_weights(config: EvaluateConfig, methods: Iterable[Method]) -> None:
 
 
 def finished_report(config: EvaluateConfig, evaluated: Mapping[str, Any]) -> Report | None:
-    """The report that is there already, if it is of the same evaluation."""
+    """The report of an earlier run with the same fingerprint, else None."""
     url = storage.join(config.output, reporting.FILE)
     document = json.loads(storage.read_bytes(url)) if storage.exists(url) else {}
     if document.get("evaluated") != evaluated:
@@ -86,7 +87,7 @@ def finished_report(config: EvaluateConfig, evaluated: Mapping[str, Any]) -> Rep
 def evaluate(config: EvaluateConfig) -> Report:
     """Measures every method on every image; writes report.json, report.html, images.csv and before_after.png.
 
-    Images that an interrupted evaluation judged are not judged again.
+    Resumes an interrupted evaluation: images that have a part are not measured again.
 
     Raises:
         ValueError: if the pairs, the split or some weights cannot be used.
@@ -104,13 +105,13 @@ def evaluate(config: EvaluateConfig) -> Report:
         parts = storage.join(config.output, PARTS, shards.spec_key(evaluated))
         judge_missing(config, images, parts)
         results = Results(methods, read_rows(parts, len(images)))
-        picture, page = draw(config, parts, len(images)), judged_page(config, parts, results)
+        picture, page = draw_grid(config, parts, len(images)), make_page(config, parts, results)
         report = summarize(config, results, evaluated)
         files = {PAGE: page.encode(), TABLE: as_csv(results.rows), BEFORE_AFTER: encode_png(picture)}
         for name, data in files.items():
             storage.write_bytes(storage.join(config.output, name), data)
         with RunWriter(run) as writer:
-            track(writer, report, picture, {name: files[name] for name in (PAGE, TABLE)})
+            log_report(writer, report, picture, {name: files[name] for name in (PAGE, TABLE)})
     reporting.save(report)
     for name in storage.list_files(parts):
         storage.delete(storage.join(parts, name))
@@ -121,38 +122,37 @@ def judge_missing(config: EvaluateConfig, images: Sequence[ImageRef], parts: str
     """Runs the actor pool over the images that have no part yet.
 
     Raises:
-        ValueError: what an image or its shard was refused for.
+        ValueError: if an image or its shard cannot be used.
         OSError: if storage could not be read or written.
     """
     there = set(storage.list_files(parts))
     missing = [i for i in range(len(images)) if storage.base_name(part_url(parts, i)) not in there]
     if not missing:
         return
-    judged = (row for part in rounds(missing) for row in judging(config, images, parts, part).iter_rows())
-    console, started, shown = Console(highlight=False), time.perf_counter(), 0.0
-    with failures.user_errors("evaluation", kept="what was judged is kept"):
-        for done, _ in enumerate(judged, start=1):
-            seconds = time.perf_counter() - started
-            if seconds - shown >= PROGRESS_EVERY_S:
-                shown, left = seconds, seconds / done * (len(missing) - done)
-                console.print(f"evaluate {done}/{len(missing)} images, {done / seconds:.2f}/s, {left:.0f} s left")
+    judged = (row for part in rounds(missing) for row in judge_pool(config, images, parts, part).iter_rows())
+    with (
+        failures.user_errors("evaluation", kept="what was judged is kept"),
+        without_restart_notice(),
+        Progress("evaluate", len(missing), "images") as progress,
+    ):
+        for _ in judged:
+            progress.advance()
 
 
-def judging(config: EvaluateConfig, images: Sequence[ImageRef], parts: str, chosen: Sequence[int]) -> ray.data.Dataset:
-    """The actor pool over the chosen images."""
-    gpu = use_gpu(config.compute)
+def judge_pool(
+    config: EvaluateConfig, images: Sequence[ImageRef], parts: str, chosen: Sequence[int]
+) -> ray.data.Dataset:
+    """The dataset that measures the chosen images in a pool of actors, one row per image."""
     return ray.data.from_items([{"id": i} for i in chosen], override_num_blocks=len(chosen)).map_batches(
         Judge,
-        fn_constructor_args=(config, images, parts, "cuda" if gpu else "cpu"),
+        fn_constructor_args=(config, images, parts, device_of(config.compute)),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=config.compute.min_workers, max_size=config.compute.max_workers),
-        num_gpus=1 if gpu else None,
-        num_cpus=None if gpu else config.compute.cpus_per_worker,
+        **actor_pool(config.compute),
     )
 
 
-def draw(config: EvaluateConfig, parts: str, num_images: int) -> NDArray[np.uint8]:
-    """The grid of the first images."""
+def draw_grid(config: EvaluateConfig, parts: str, num_images: int) -> NDArray[np.uint8]:
+    """`before_after.png` of the first `SHOWN_IMAGES` images, [H, W, 3] uint8."""
     rows = [read_part(parts, index)["shown"] for index in range(min(num_images, SHOWN_IMAGES))]
     return before_after(shown_methods(config), [[base64.b64decode(png) for png in row] for row in rows])
 
@@ -179,7 +179,7 @@ def summarize(config: EvaluateConfig, results: Results, evaluated: Mapping[str, 
 
 
 def environment(config: EvaluateConfig) -> dict[str, Any]:
-    """What seconds and memory depend on."""
+    """Everything that time and memory depend on: device, threads, workers, precision and the version of torch."""
     gpu = use_gpu(config.compute)
     return {
         "device": "GPU of a worker" if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
@@ -191,13 +191,13 @@ def environment(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def brief(config: EvaluateConfig, facts: Row) -> dict[str, Any]:
-    """What the terminal shows of the facts."""
+    """The facts that the terminal shows."""
     short = {name: facts[name] for name in ("images", "split", "seeds")}
     return {**short, **{name: storage.join(config.output, name) for name in (PAGE, TABLE, BEFORE_AFTER)}}
 
 
-def judged_page(config: EvaluateConfig, parts: str, results: Results) -> str:
-    """The HTML report; only the pictures of the cases that it shows are read."""
+def make_page(config: EvaluateConfig, parts: str, results: Results) -> str:
+    """The HTML report. Of the pictures in the parts, only those of the shown cases are read."""
     report = summarize(config, results, {})
     names = ("images", "split", "pairs", "sampler", "seeds", "protocol", "environment")
     facts = {name: report.facts[name] for name in names} | {"pictures": f"of seed {config.seeds[0]}"}
@@ -207,7 +207,8 @@ def judged_page(config: EvaluateConfig, parts: str, results: Results) -> str:
     return report_page.render(title, report.rows, {**facts, **weights}, report.facts["intervals_95"], cases)
 
 
-def track(writer: RunWriter, report: Report, picture: NDArray[np.uint8], files: Mapping[str, bytes]) -> None:
+def log_report(writer: RunWriter, report: Report, picture: NDArray[np.uint8], files: Mapping[str, bytes]) -> None:
+    """Logs the figures as metrics by number of steps, the grid as an image, and the files as artifacts."""
     for row in report.rows:
         values = {name: value for name, value in row.items() if isinstance(value, float)}
         writer.metrics({f"evaluation/{row['method']}/{name}": value for name, value in values.items()}, row["steps"])
@@ -220,6 +221,7 @@ def track(writer: RunWriter, report: Report, picture: NDArray[np.uint8], files: 
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Equal-keyed rows as CSV with a header."""
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0].keys())
     writer.writeheader()
@@ -228,7 +230,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def plan_evaluate(config: EvaluateConfig) -> Report:
-    """How many images would be judged by which methods."""
+    """Number of images, methods and network calls; runs nothing."""
     images, methods = find_images(config), methods_of(config)
     shown_methods(config)
     check_weights(config, methods)

@@ -37,22 +37,28 @@ MOST_PSNR = 100.0
 SHOWN_IMAGES = 4
 PICTURE_SIDE, PICTURE_QUALITY = 640, 90
 WARM_UP_SIDE = 64
-PROTOCOL = (
-    "whole images in RGB, mirrored at the right and bottom to the network's multiple and cut back afterwards; results "
-    f"rounded to 8 bits before anything is measured; PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} "
-    "dB; SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB; gt_mean scales the result "
-    "to the ground truth's mean luma first, so it uses the ground truth; sharpness is the Laplacian energy of the luma "
-    "over the ground truth's (1 is right), and counts only images whose ground truth is not flat; LPIPS on [-1, 1], "
-    "called uniform where the file has no learned channel weights, whose figures are not those of publications; clahe "
-    f"is kornia's equalize_clahe with OpenCV's default clip limit {CLAHE_CLIP:.0f} on {CLAHE_GRID[0]}x{CLAHE_GRID[1]} "
-    "tiles of each channel; seconds are of the method's call alone, one image at a time, after a warm-up; memory is of "
-    "another such call, one for each size of image"
+PROTOCOL = "; ".join(
+    (
+        "whole images in RGB, mirrored at the right and bottom to the network's multiple and cut back afterwards",
+        "results rounded to 8 bits before anything is measured",
+        f"PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} dB",
+        "SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB",
+        "gt_mean scales the result to the ground truth's mean luma first, so it uses the ground truth",
+        "sharpness is the Laplacian energy of the luma over the ground truth's (1 is right), and counts only images "
+        "whose ground truth is not flat",
+        "LPIPS on [-1, 1], called uniform where the file has no learned channel weights, whose figures are not those "
+        "of publications",
+        f"clahe is kornia's equalize_clahe with OpenCV's default clip limit {CLAHE_CLIP:.0f} on "
+        f"{CLAHE_GRID[0]}x{CLAHE_GRID[1]} tiles of each channel",
+        "seconds are of the method's call alone, one image at a time, after a warm-up",
+        "memory is of another such call, one for each size of image",
+    )
 )
 PROC = Path("/proc/self")
 
 
 def load_distances(urls: Sequence[str]) -> dict[str, Lpips]:
-    """LPIPS over each backbone, by the name of its figure.
+    """LPIPS over each backbone, by the name of its metric.
 
     Raises:
         ValueError: if a file holds no backbone, or two hold the same.
@@ -68,21 +74,28 @@ def load_distances(urls: Sequence[str]) -> dict[str, Lpips]:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where one image of the split lies."""
+    """An image of the split: its shard, and its row there."""
 
     entry: ShardEntry
     row: int
 
 
 def part_url(parts: str, index: int) -> str:
-    """Where the judgement of one image waits until all are there."""
+    """URL of the part with the results of the image `index`."""
     return storage.join(parts, f"{index:06d}.json")
 
 
 class Judge:
-    """Runs every method on images and measures the results; networks are loaded once.
+    """An actor that runs every method on images and measures the results; networks are loaded once.
 
-    A judged image becomes a part: `{"rows": [...], "pictures": {method: JPEG}, "shown": [PNG, ...]}`.
+    The results of an image are a part: `{"rows": [...], "pictures": {method: JPEG}, "shown": [PNG, ...]}`, pictures as
+    base64.
+
+    Args:
+        config: config of the evaluation.
+        images: all its images.
+        parts: URL of the folder of parts.
+        device: torch device.
     """
 
     def __init__(self, config: EvaluateConfig, images: Sequence[ImageRef], parts: str, device: str) -> None:
@@ -104,6 +117,7 @@ class Judge:
         return {"index": [index]}
 
     def judge(self, image: ImageRef, *, lossless: bool) -> dict[str, Any]:
+        """The part of an image, with pictures for `before_after.png` if `lossless`."""
         pair = cached_shard(self.config.pairs, image.entry).slice(image.row, 1).to_pylist()[0]
         low, normal = decode_pair(pair)
         rows: list[dict[str, Any]] = []
@@ -124,13 +138,17 @@ class Judge:
     def run(
         self, method: Method, low: NDArray[np.uint8], seed: int, pair_id: str
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """A method's 8-bit result, and the seconds and memory that its call took per megapixel."""
+        """A method's result, [H, W, 3] uint8, and the seconds and megabytes per megapixel that its call took.
+
+        Raises:
+            ValueError: if the result is not finite.
+        """
         image, megapixels = signed_from_pixels(low[None], self.device), low.shape[0] * low.shape[1] / 1e6
         megabytes = self.peak_of(method, image, seed)
-        self.wait()
+        self.synchronize()
         started = time.perf_counter()
         unit = self.compute(method, image, seed)
-        self.wait()
+        self.synchronize()
         seconds = time.perf_counter() - started
         if not unit.isfinite().all():
             raise ValueError(
@@ -144,13 +162,13 @@ class Judge:
         }
         return result, cost
 
-    def wait(self) -> None:
-        """Until a GPU has done what it was given."""
+    def synchronize(self) -> None:
+        """Blocks until queued CUDA work has finished; no-op on a CPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def peak_of(self, method: Method, image: torch.Tensor, seed: int) -> float | None:
-        """The memory of a call in MB, from a call of its own, since measuring takes time; one for each size."""
+        """Peak memory of a call in MB, measured in an extra call, once for each method and shape."""
         key = (method, tuple(image.shape))
         if key not in self.peak_mb:
             self.memory.start()
@@ -160,7 +178,7 @@ class Judge:
 
     @torch.no_grad()
     def compute(self, method: Method, image: torch.Tensor, seed: int) -> torch.Tensor:
-        """[1, 3, H, W] in [-1, 1] to [0, 1]."""
+        """The method's result for an image: [1, 3, H, W] in [-1, 1] to [0, 1]."""
         if method.name == INPUT:
             return unit_from_signed(image)
         if method.name == CLAHE:
@@ -171,7 +189,7 @@ class Judge:
 
     @torch.no_grad()
     def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float | None]:
-        """Every figure; None where there is none, as of sharpness against a flat ground truth."""
+        """Every metric of a result, both [H, W, 3] uint8; None where undefined, as sharpness of a flat ground truth."""
         estimate_unit, normal_unit = (
             unit_from_signed(signed_from_pixels(pixels[None], self.device)) for pixels in (estimate, normal)
         )
@@ -186,10 +204,10 @@ class Judge:
 
 
 class MemoryGauge:
-    """Peak memory of a call above what was in use when it started, in MB; None where nobody knows.
+    """Peak memory of a call in MB, above what was in use when it started; None where it cannot be measured.
 
-    On a GPU from torch's allocator; else the process's, from Linux's `VmHWM`, which writing 5 to `clear_refs`
-    resets, after glibc has given back what it keeps of freed memory, in which a call would find room unseen.
+    On a GPU it comes from torch's allocator, else it is the process's `VmHWM` of Linux, which writing 5 to `clear_refs`
+    resets. Before that glibc returns freed memory to the system, or the call could reuse it without raising the peak.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -197,15 +215,15 @@ class MemoryGauge:
         self.start()
 
     def start(self) -> None:
-        self.known = True
+        self.available = True
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            give_back_freed()
+            trim_heap()
             try:
                 (PROC / "clear_refs").write_text("5")
             except OSError:  # no Linux, or a container that forbids it
-                self.known = False
+                self.available = False
         self.at_rest = self._peak()
 
     def peak_mb(self) -> float | None:
@@ -215,20 +233,20 @@ class MemoryGauge:
     def _peak(self) -> float | None:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
-        if not self.known:
+        if not self.available:
             return None
         lines = (PROC / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
-def give_back_freed() -> None:
-    """Has glibc return freed memory to the system; does nothing where there is no glibc."""
+def trim_heap() -> None:
+    """Makes glibc return freed memory to the system; no-op without glibc."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """For the report: at most `PICTURE_SIDE` pixels a side, full colour resolution."""
+    """A JPEG for the report, with at most `PICTURE_SIDE` pixels a side and no chroma subsampling."""
     picture, sink = Image.fromarray(image), io.BytesIO()
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     picture.save(sink, format="JPEG", quality=PICTURE_QUALITY, subsampling=0)

@@ -9,7 +9,7 @@ INPUT, CLAHE, TRUTH = "input", "clahe", "ground truth"
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the report: what is done to the input, in how many steps, with which weights."""
+    """A row of the report: a name, sampling steps (0: no network), and the URL of weights."""
 
     name: str
     steps: int
@@ -17,7 +17,7 @@ class Method:
 
     @classmethod
     def parse(cls, text: str) -> "Method":
-        """Reads NAME:STEPS=URL."""
+        """Parses NAME:STEPS=URL; raises ValueError for anything else, and for names of other rows."""
         head, separator, url = text.partition("=")
         name, _, steps = head.partition(":")
         if not (separator and url and name and steps.isdigit() and int(steps)):
@@ -34,7 +34,7 @@ class Method:
 
 
 def methods_of(config: EvaluateConfig) -> list[Method]:
-    """Input, baseline and every network, in the report's order.
+    """Input, baseline and every network, in the order of the report.
 
     Raises:
         ValueError: if two have the same name and steps.

@@ -1,4 +1,4 @@
-"""What an evaluation measured, read back from its parts: figures by method, their intervals, and the cases to show."""
+"""Results of an evaluation, read from its parts: figures by method, their intervals, and the cases to show."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pipelines.reporting import Row
 HEAD = ("pair_id", "method", "steps", "seed")
 COSTS = ("seconds_per_megapixel", "peak_mb_per_megapixel")
 CASES_PER_END = 3
-# Each takes several pictures of the report, which is one file.
+# Each adds several pictures to the report, which is one file.
 MOST_CASES = 12
 BOOTSTRAP_DRAWS = 2000
 READERS = 16
@@ -25,7 +25,7 @@ READERS = 16
 
 @dataclass(frozen=True)
 class Results:
-    """All that was measured: one row for each image, method and seed."""
+    """All measurements: one row for each image, method and seed."""
 
     methods: Sequence[Method]
     rows: Sequence[Row]
@@ -34,7 +34,7 @@ class Results:
         return [row for row in self.rows if (row["method"], row["steps"]) == (method.name, method.steps)]
 
     def per_image(self, method: Method, name: str) -> dict[str, float]:
-        """A figure of each image that has it, the mean over seeds, in the images' order."""
+        """Mean over seeds of a metric by pair ID, in the order of the images, without images that lack it."""
         values: dict[str, list[float]] = {}
         for row in self.of(method):
             if row[name] is not None:
@@ -43,12 +43,12 @@ class Results:
 
     @property
     def figures(self) -> list[str]:
-        """The names of what was measured of results, without costs."""
+        """Names of the metrics, without costs."""
         return [name for name in self.rows[0] if name not in (*HEAD, *COSTS)]
 
 
 def read_rows(parts: str, num_images: int) -> list[Row]:
-    """What was measured, in the images' order; from object storage a few parts are read at a time."""
+    """The rows of all parts in the order of the images; up to `READERS` parts are read at a time."""
     with ThreadPoolExecutor(READERS) as pool:
         return [row for rows in pool.map(lambda i: read_part(parts, i)["rows"], range(num_images)) for row in rows]
 
@@ -59,7 +59,7 @@ def read_part(parts: str, index: int) -> dict[str, Any]:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """None where it could not be measured."""
+    """Mean of the values that could be measured; None if there are none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -75,7 +75,7 @@ def intervals(results: Results) -> list[Row]:
 
 
 def interval(values: Sequence[float]) -> str | None:
-    """`LOW to HIGH`; one image says nothing of others, and none says nothing."""
+    """`LOW to HIGH`; `one image` for a single value, None for no value."""
     if len(values) < 2:
         return "one image" if values else None
     low, high = bootstrap(values)
@@ -91,9 +91,9 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float]:
 
 
 def find_cases(parts: str, results: Results) -> list[Case]:
-    """Each network's worst and best images by raw PSNR; an image that is several of these comes once, worst first.
+    """The worst and best images of each network by raw PSNR, each image once, worst ones first.
 
-    Where they are more than `MOST_CASES`, every network's worst and best one come before any second ones.
+    If there are more than `MOST_CASES`, the worst and the best image of every network have priority over second ones.
     """
     found: list[tuple[int, str, str]] = []
     for end in ("worst", "best"):

@@ -18,12 +18,12 @@ PANELS = {
 STYLES = {"teacher": ("tab:gray", "--"), "refined": ("tab:blue", "-"), "unrefined": ("tab:orange", "-")}
 
 
-def draw(config: ExperimentConfig, rows: Sequence[Row]) -> bytes:
+def plot_experiment(config: ExperimentConfig, rows: Sequence[Row]) -> bytes:
     """PNG bytes of the table of an experiment (`over_seeds`)."""
-    return draw_darkness(config, rows) if config.experiment == "darkness" else draw_steps(rows)
+    return plot_darkness(config, rows) if config.experiment == "darkness" else plot_steps(rows)
 
 
-def draw_steps(rows: Sequence[Row]) -> bytes:
+def plot_steps(rows: Sequence[Row]) -> bytes:
     """A panel for each figure, a line for each method; bars are one standard deviation over the seeds."""
     figure = Figure(figsize=(4 * len(PANELS), 3.6), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
@@ -46,7 +46,7 @@ def mark_steps(axes: Axes, steps: Sequence[int]) -> None:
     axes.set_xlabel("steps")
 
 
-def draw_darkness(config: ExperimentConfig, rows: Sequence[Row]) -> bytes:
+def plot_darkness(config: ExperimentConfig, rows: Sequence[Row]) -> bytes:
     """A panel for each noise; students as lines, the teacher at as many steps dashed in the same colour."""
     figure = Figure(figsize=(5.5 * len(config.full_wells), 4.2), layout="constrained")
     found = {(row["pairs"], row["method"], row["steps"]): row["psnr"] for row in rows}

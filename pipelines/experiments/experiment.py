@@ -1,7 +1,7 @@
-"""The paper's first three experiments, each from the cache to a report, made of the jobs' own functions.
+"""The paper's first three experiments, each from the cache to a report, composed of ingest, distill and evaluate.
 
-What is there already is not made again: an experiment that was interrupted goes on when it is run again. Students lie
-in OUTPUT/students and serve all three; what an experiment shows lies in OUTPUT/EXPERIMENT.
+A rerun makes only what is missing. Students lie in OUTPUT/students, which the experiments share; the report and plot of
+an experiment lie in OUTPUT/EXPERIMENT.
 """
 
 import csv
@@ -32,7 +32,7 @@ PLOT = "plot.png"
 
 @dataclass(frozen=True)
 class Student:
-    """A student that an experiment needs: how it is called in the report, and the run that makes it."""
+    """A student of an experiment: its name in the report, the steps of its teacher, and the run that makes it."""
 
     name: str
     teacher_steps: int
@@ -49,7 +49,7 @@ class Student:
 
 
 def students_of(config: ExperimentConfig) -> list[Student]:
-    """With and without refinement, a run for each seed; the experiments on steps and darkness need only the former."""
+    """Students with and without refinement, for each seed; the experiments steps and darkness use refined ones only."""
     base = config.distill
     weights = {"refined": base.refine_weight}
     if config.experiment == "refinement":
@@ -58,13 +58,19 @@ def students_of(config: ExperimentConfig) -> list[Student]:
     for name, weight in weights.items():
         for seed in config.seeds:
             output = storage.join(config.output, "students", f"{name}-seed-{seed}")
-            run = replace(base, output=output, refine_weight=weight, optim=replace(base.optim, seed=seed))
+            run = replace(
+                base,
+                output=output,
+                refine_weight=weight,
+                optim=replace(base.optim, seed=seed),
+                tracking=replace(base.tracking, model=""),
+            )
             students += [Student(f"{name}-seed-{seed}", stage, run) for stage in base.stages]
     return students
 
 
 def methods_of(config: ExperimentConfig) -> tuple[str, ...]:
-    """Every student, and the teacher at twice and at as many steps as each."""
+    """Every student, and the teacher at as many and at twice as many steps, as `evaluate --weights` takes them."""
     stages = config.distill.stages
     steps = sorted({*stages, *map(student_steps, stages)}, reverse=True)
     teachers = [f"teacher:{count}={config.distill.teacher}" for count in steps]
@@ -77,16 +83,16 @@ def runs_of(config: ExperimentConfig) -> list[DistillConfig]:
 
 
 def check(config: ExperimentConfig) -> None:
-    """Refuses, before anything is spent, a run that could not be made or gone on with, or nothing to judge on."""
+    """Raises ValueError if a run can be neither started nor resumed, or there is no validation split."""
     split_shards(shards.read_manifest(config.distill.pairs, "pairs"), "validation")
     for run in runs_of(config):
         plan_distill(run)
 
 
 def experiment(config: ExperimentConfig) -> Report:
-    """Distils the students that are missing and judges them all, on every darkness if that is the experiment.
+    """Distils the students that are missing and evaluates all of them, for darkness on every exposure.
 
-    Leaves report.json and a plot in OUTPUT/EXPERIMENT, and below it, for each dataset, what `evaluate` writes.
+    Writes report.json and a plot in OUTPUT/EXPERIMENT, and below it, for each dataset, what `evaluate` writes.
 
     Raises:
         ValueError: if the cache, teacher and pairs cannot be used together, before anything is spent.
@@ -95,7 +101,7 @@ def experiment(config: ExperimentConfig) -> Report:
     for run in runs_of(config):
         distill(run)
     rows: list[Row] = []
-    for name, pairs in judged_pairs(config).items():
+    for name, pairs in evaluated_pairs(config).items():
         judged = evaluate(
             EvaluateConfig(
                 pairs=pairs,
@@ -110,7 +116,7 @@ def experiment(config: ExperimentConfig) -> Report:
         )
         rows += [{"pairs": name, **row} for row in judged.rows]
     table, plot = over_seeds(rows), storage.join(config.folder, PLOT)
-    storage.write_bytes(plot, curves.draw(config, table))
+    storage.write_bytes(plot, curves.plot_experiment(config, table))
     facts = {
         "seeds": list(config.seeds),
         "refine_weight": config.distill.refine_weight,
@@ -123,7 +129,7 @@ def experiment(config: ExperimentConfig) -> Report:
 
 
 def over_seeds(rows: list[Row]) -> list[Row]:
-    """One row for each method: its mean over the seeds, and the raw PSNR's standard deviation, if several."""
+    """One row for each method: means over the seeds, and with several seeds the standard deviation of raw PSNR."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         name = str(row["method"]).partition("-seed-")[0]
@@ -137,8 +143,8 @@ def over_seeds(rows: list[Row]) -> list[Row]:
     return table
 
 
-def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
-    """The pair datasets that the methods are judged on, by name; those of darkness are made where they are missing."""
+def evaluated_pairs(config: ExperimentConfig) -> Mapping[str, str]:
+    """URLs of the pair datasets to evaluate on, by name; the darkened ones are made if they are missing."""
     if config.experiment != "darkness":
         return {"validation": config.distill.pairs}
     manifest = shards.read_manifest(config.distill.pairs, "pairs")
@@ -161,7 +167,7 @@ def judged_pairs(config: ExperimentConfig) -> Mapping[str, str]:
 
 
 def write_normal_images(config: ExperimentConfig, folder: str) -> tuple[str, str]:
-    """The validation split's first normal images as files of a folder, and the splits that `ingest` is to give them."""
+    """Writes the first normal images of the validation split; returns the URLs of their folder and of their splits."""
     photographs, splits = (storage.join(folder, name) for name in ("photographs", "splits.csv"))
     if storage.exists(splits):  # it is written last
         return photographs, splits
@@ -177,14 +183,14 @@ def write_normal_images(config: ExperimentConfig, folder: str) -> tuple[str, str
 
 
 def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
-    """The validation split's normal images, in order."""
+    """The normal images of the validation split in order, each [H, W, 3] uint8."""
     for entry in split_shards(shards.read_manifest(pairs, "pairs"), "validation"):
         for row in shards.read_shard(pairs, entry).to_pylist():
             yield decode_pair(row)[1]
 
 
 def plan_experiment(config: ExperimentConfig) -> Report:
-    """What would be distilled and judged."""
+    """The students, and the datasets that they would be evaluated on; distils nothing."""
     check(config)
     rows: list[Row] = [{"student": student.name, "steps": student.steps} for student in students_of(config)]
     facts: Row = {"judged on": "validation"}

@@ -9,8 +9,14 @@ import torch
 
 from pipelines.config.experiments import ExperimentConfig
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
-from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, SegmentConfig, TrackingConfig
-from pipelines.experiments.experiment import experiment, judged_pairs, plan_experiment
+from pipelines.config.parts import (
+    CheckpointConfig,
+    OptimConfig,
+    SegmentConfig,
+    StudentTrackingConfig,
+    TrainingComputeConfig,
+)
+from pipelines.experiments.experiment import evaluated_pairs, experiment, plan_experiment
 from pipelines.pairs.ingest import ingest
 from pipelines.shards import read_manifest, write_manifest
 from pipelines.trajectories.precompute import precompute
@@ -30,7 +36,7 @@ def config(
     ingest(IngestConfig(source=str(make_lol_folder(tmp_path / "LOLv1")), output=pairs, validation_share=0.25))
     torch.manual_seed(0)
     save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
-    segment, compute = SegmentConfig(crop=16, crops=2), ComputeConfig(threads=1)
+    segment, compute = SegmentConfig(crop=16, crops=2), TrainingComputeConfig(threads=1)
     precompute(
         PrecomputeConfig(pairs=pairs, teacher=teacher, output=cache, stages=(2,), segment=segment, compute=compute)
     )
@@ -38,13 +44,12 @@ def config(
         pairs=pairs,
         teacher=teacher,
         cache=cache,
-        output=str(tmp_path / "unused"),
         stages=(2,),
         segment=segment,
         optim=OptimConfig(steps=2, batch_size=4, warmup_steps=1),
         compute=compute,
         checkpoint=CheckpointConfig(every=2, validate_every=0),
-        tracking=TrackingConfig(enabled=False),
+        tracking=StudentTrackingConfig(enabled=False),
     )
     return ExperimentConfig(distill=distill, output=str(tmp_path / "experiment"), seeds=(0,), limit=1)
 
@@ -97,6 +102,8 @@ def test_the_students_of_an_experiment_serve_the_next_and_seeds_are_averaged(con
 
 
 def test_the_photographs_of_darkness_follow_the_limit(config: ExperimentConfig) -> None:
-    judged_pairs(replace(config, experiment="darkness", stops=(2.0,), full_wells=(2000.0,)))
-    (more,) = judged_pairs(replace(config, experiment="darkness", stops=(2.0,), full_wells=(2000.0,), limit=2)).values()
+    evaluated_pairs(replace(config, experiment="darkness", stops=(2.0,), full_wells=(2000.0,)))
+    (more,) = evaluated_pairs(
+        replace(config, experiment="darkness", stops=(2.0,), full_wells=(2000.0,), limit=2)
+    ).values()
     assert read_manifest(more, "pairs").num_rows == 2

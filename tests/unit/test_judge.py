@@ -1,4 +1,4 @@
-"""What is judged and how it is measured, without a cluster."""
+"""The methods that are evaluated and how they are measured, without a cluster."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from pipelines.evaluation import results
 from pipelines.evaluation.evaluate import find_images, fingerprint, plan_evaluate
 from pipelines.evaluation.judge import Judge, MemoryGauge, load_distances, part_url
 from pipelines.evaluation.methods import Method, methods_of
-from pipelines.evaluation.report_page import cell, label
+from pipelines.evaluation.report_page import Case, label, render
 from pipelines.evaluation.results import Results, find_cases, interval, intervals
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, Manifest, ShardEntry
@@ -154,8 +154,20 @@ def test_intervals_need_two_images_and_are_sorted_by_value() -> None:
     assert interval([3.0]) == "one image"
     low, _, high = interval([10.0, 20.0]).partition(" to ")
     assert float(low) == 10 and float(high) == 20
-    assert cell("9.5 to 12") == '<td data-value="9.5">9.5 to 12</td>'
-    assert cell("one image") == "<td>one image</td>"
+    rows = [{"psnr": "9.5 to 12", "ssim": "one image", "sharpness": None, "ssim_gt_mean": 0.5}]
+    page = render("t", rows, {}, rows, [])
+    assert '<td data-value="9.5">9.5 to 12</td><td>one image</td><td class="number">-</td>' in page
+    assert '<td class="number" data-value="0.5">0.5</td>' in page
+
+
+def test_every_value_of_the_page_is_escaped() -> None:
+    rows = [{"method": "<b>&", "psnr": 1.0}]
+    case = Case(pair_id="<i>", reasons=["a<", "b"], figures={}, pictures={"<u>": "AAAA", "ground truth": "BBBB"})
+    page = render("<t>", rows, {"<f>": {"<g>": ["<h>"]}}, rows, [case])
+    escaped = ("<td>&lt;b&gt;&amp;</td>", "<h3>&lt;i&gt;</h3>", "a&lt;; b", "&lt;f&gt;: &lt;g&gt; &lt;h&gt;")
+    assert all(text in page for text in escaped)
+    assert not [tag for tag in ("<b>", "<i>", "<u>", "<t>", "<f>", "<g>", "<h>") if tag in page]
+    assert "const [left, right] = box.querySelectorAll('.slider img')" in page
 
 
 def test_raw_and_gt_mean_are_told_apart() -> None:
