@@ -1,6 +1,7 @@
 """Imports only go down, and each seam is in one place (docs/design.md, "Layers")."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -125,3 +126,14 @@ def test_private_parts_of_mlflow_are_on_the_page_for_upgrades() -> None:
     requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (mlflow,) = (text for text in requirements if text.startswith("mlflow"))
     assert f"`{mlflow}`" in page
+
+
+def test_private_parts_of_ray_are_on_the_page_for_upgrades() -> None:
+    page = (ROOT / "docs" / "upgrading.md").read_text()
+    used = {name for path in FILES for name in dotted_imports(path.read_text()) if name.startswith("ray.")}
+    private = {name for name in used if re.search(r"\._|\.execution\.", name)}
+    assert private, "nothing to look for"
+    assert [name for name in private if f"`{name}" not in page] == []
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (range_of_ray,) = (text.partition("]")[2] for text in requirements if text.startswith("ray["))
+    assert f"`ray{range_of_ray}`" in page
