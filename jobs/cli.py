@@ -1,7 +1,7 @@
-"""What every job does with its command line: preset, TOML file, flags, dry run, and errors for people.
+"""The command line of every job: preset, TOML file, flags, dry run, and errors in one line.
 
-A preset and a TOML file are turned into flags that stand before the user's own, so that all three go
-through the same checks, and the later one wins.
+A preset and a TOML file become flags that are put before the user's own, so that all three pass the same checks, and
+the last one wins.
 """
 
 import contextlib
@@ -33,9 +33,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job(Generic[Config]):
-    """A job's name, config class, what it would do, and how it is done; both return a report to show.
+    """A job.
 
-    A local Ray has its dashboard only where `dashboard` says so.
+    Attributes:
+        name: of its file in jobs/, without `.py`.
+        config: config class, from which the flags are made.
+        plan: reports what would be done (`--dry-run`), and writes nothing.
+        run: does it, and returns the report to show.
+        dashboard: whether a local Ray is started with its dashboard.
     """
 
     name: str
@@ -47,8 +52,14 @@ class Job(Generic[Config]):
 
 @dataclass(frozen=True)
 class Sources:
-    """What every job takes besides its config: other sources of settings, whether to stop after the plan, and which
-    local paths all machines of a cluster see."""
+    """Flags that every job takes besides its config.
+
+    Attributes:
+        preset: name of a preset of the job; empty is none.
+        config: path of a TOML file with settings; empty is none.
+        dry_run: show the plan and stop.
+        shared_folder: a folder that all machines of a cluster mount.
+    """
 
     preset: str = ""
     config: str = ""
@@ -57,7 +68,10 @@ class Sources:
 
 
 def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
-    """Parses, plans or runs, and reports; bad input is one line on stderr and exit status 2."""
+    """Parses the command line, plans or runs the job, and shows its report.
+
+    A ValueError or OSError becomes one line on standard error and exit status 2; Ctrl-C exit status 130.
+    """
     try:
         sources, flags = take_sources(list(sys.argv[1:] if argv is None else argv))
         config = parse(job, sources, flags)
@@ -72,22 +86,23 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
 
 
 def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
+    """Prints an error without credentials on standard error, and exits."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {redact(message)}", markup=False)
     raise SystemExit(status)
 
 
 def take_sources(argv: list[str]) -> tuple[Sources, list[str]]:
-    """Separates the flags that every job takes from those of the job's config."""
+    """Splits the words into `Sources` and the flags of the job's config, which keep `--help`."""
     help_flags = [word for word in argv if word in ("-h", "--help")]
     sources, rest = tyro.cli(Sources, args=[w for w in argv if w not in help_flags], return_unknown_args=True)
     return sources, rest + help_flags
 
 
 def parse(job: Job[Config], sources: Sources, flags: Sequence[str]) -> Config:
-    """The config from preset, TOML file and flags, the later ones winning.
+    """The config from preset, TOML file and flags; the last one wins.
 
     Raises:
-        ValueError: if the preset or a flag is unknown, the file is no TOML, or a value is refused.
+        ValueError: if the preset or a flag is unknown, the file is no TOML, or a value is rejected.
         SystemExit: after --help.
     """
     known = presets.PRESETS.get(job.name, {})
@@ -107,11 +122,12 @@ def parse(job: Job[Config], sources: Sources, flags: Sequence[str]) -> Config:
 
 
 def one_line(box: str) -> str:
-    """The text of the flag parser's box, without its frame, on one line."""
+    """The text in the flag parser's box on one line, without the frame."""
     return " ".join(BOX.sub(" ", box).split())
 
 
 def description(job: Job[Config]) -> str:
+    """The text above the flags in `--help`."""
     names = ", ".join(presets.PRESETS.get(job.name, {})) or "none"
     return (
         f"{job.config.__doc__}\n\nAlso: --preset NAME ({names}); --config FILE.toml with the same names as the "
@@ -121,6 +137,7 @@ def description(job: Job[Config]) -> str:
 
 
 def read_toml(path: str) -> Mapping[str, Any]:
+    """The tables of a TOML file; raises ValueError if it is not valid."""
     try:
         return tomllib.loads(Path(path).read_text())
     except tomllib.TOMLDecodeError as error:
@@ -128,7 +145,7 @@ def read_toml(path: str) -> Mapping[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as dotted keys."""
+    """Yields (dotted key, value) of nested tables."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""The whole pipeline on a handful of real photographs: the jobs' own command lines, one after the other."""
+"""Runs the whole pipeline on a few photographs, by the command lines of the jobs."""
 
 import json
 import shlex
@@ -19,14 +19,14 @@ from pipelines.training.teacher import WEIGHTS
 
 SHIPPED_TEACHER = "weights/demo-teacher.safetensors"
 STEPS = (8, 4, 2)
-# What the 2-step student may lose against the better of its teacher's rows, in dB of raw PSNR.
+# Loss of raw PSNR, in dB, that the aims allow the 2-step student against its teacher's better row.
 MAY_LOSE = 0.5
 # Measured (tests/benchmarks/2026-11-22-demo.md): with 200 steps a stage its sharpness passes the teacher's at 16 steps.
 REASON = "the preset's 80 steps a stage are what fits eight minutes on two cores; more of them come closer"
 
 
 def commands(output: str, teacher: str, *, train: bool) -> Iterator[tuple[Job[Any], str]]:
-    """The jobs of the demo with their flags, in order."""
+    """Yields the jobs of the demo in order, each with its flags."""
     pairs, cache, experiment = f"{output}/pairs", f"{output}/cache", "--tracking.experiment demo"
     photographs = f"{output}/photographs"
     yield (
@@ -48,7 +48,7 @@ def commands(output: str, teacher: str, *, train: bool) -> Iterator[tuple[Job[An
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """How the 2-step student stands beside its teacher, and why not better where that misses the demo's aims."""
+    """Compares the 2-step student with its teacher: one line for each aim, with the reason if it is missed."""
     found = {(row["method"], row["steps"]): row for row in rows}
     student, many, few = found["student", 2], found["teacher", 16], found["teacher", 2]
     gain = student["psnr"] - max(many["psnr"], few["psnr"])
@@ -59,8 +59,8 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     return [f"{aim}: {'reached).' if met else f'missed). Missed because {REASON}.'}" for aim, met in aims.items()]
 
 
-def judge(output: str) -> list[str]:
-    """The verdict, which is added to report.json."""
+def add_verdict(output: str) -> list[str]:
+    """Adds the verdict to report.json of the evaluation, and returns it."""
     url = storage.join(output, reporting.FILE)
     report = json.loads(storage.read_bytes(url))
     report["verdict"] = verdict(report["rows"])
@@ -69,7 +69,7 @@ def judge(output: str) -> list[str]:
 
 
 def demo(output: str = "runs/demo", from_scratch: bool = False) -> None:
-    """Runs the whole pipeline on photographs that come with scikit-image, darkened by a physical model.
+    """Runs the whole pipeline on photographs of scikit-image, darkened by a physical model.
 
     Args:
         output: Folder of everything that the demo makes.
@@ -81,7 +81,7 @@ def demo(output: str = "runs/demo", from_scratch: bool = False) -> None:
     for job, flags in commands(output, teacher, train=from_scratch):
         console.print(f"\n[bold]$ python jobs/{job.name}.py {flags}[/bold]", soft_wrap=True)
         main(job, shlex.split(flags))
-    console.print("", *judge(output), sep="\n", soft_wrap=True)
+    console.print("", *add_verdict(output), sep="\n", soft_wrap=True)
     console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes.")
     console.print(f"Input, teacher, student at 2 steps, ground truth: {storage.join(output, 'before_after.png')}")
     console.print("The runs in MLflow: make ui, then http://127.0.0.1:5000")

@@ -1,4 +1,4 @@
-"""Presets are data: per job, a name and the dotted settings that it stands for.
+"""Presets as data: for each job, names and the dotted settings that each stands for.
 
 `lol-cpu` is for two CPU cores and about an hour; `paper` is the released network on GPUs.
 """
@@ -10,7 +10,7 @@ import torch
 
 Settings = Mapping[str, Any]
 
-# What a CPU computes fastest in. Where it has no instructions for bf16, emulating it takes 14 times as long as fp32.
+# The fastest precision of this CPU. Without instructions for bf16, emulating it takes 14 times as long as fp32.
 INSTRUCTIONS = torch.cpu.get_capabilities()
 CPU_PRECISION = "bf16" if INSTRUCTIONS.get("amx_bf16") or INSTRUCTIONS.get("avx512_bf16") else "fp32"
 
@@ -20,8 +20,8 @@ SMALL_UNET: Settings = {
     "unet.num_res_blocks": 1,
     "unet.norm_groups": 8,
 }
-# Narrow where pixels are many, wide where they are few: five levels see most of a scene, at two fifths of the time that
-# 32-64-64-64 takes. With fewer than 300 scenes a network learns their brightness by heart, so some dropout.
+# Narrow at full resolution and wide below: five levels cover most of a scene, in two fifths of the time of 32-64-64-64.
+# With fewer than 300 scenes a network overfits to their brightness; dropout reduces that.
 LOL_CPU_UNET: Settings = {
     "unet.base_channels": 16,
     "unet.channel_mults": (1, 2, 4, 4, 4),
@@ -45,28 +45,28 @@ DISTILL: Mapping[str, Settings] = {
         "optim.steps": 80,
         "optim.batch_size": 8,
         "optim.learning_rate": 4e-4,
-        "optim.warmup-steps": 10,
+        "optim.warmup_steps": 10,
         "optim.precision": CPU_PRECISION,
         "checkpoint.every": 40,
-        "checkpoint.validate-every": 80,
+        "checkpoint.validate_every": 80,
     },
     "lol-cpu": {
         **LOL_CPU_SEGMENT,
         "optim.steps": 600,
         "optim.batch_size": 4,
         "optim.learning_rate": 1e-3,
-        "optim.warmup-steps": 10,
-        "optim.ema-decay": 0.99,
+        "optim.warmup_steps": 10,
+        "optim.ema_decay": 0.99,
         "optim.precision": CPU_PRECISION,
         "checkpoint.every": 300,
-        "checkpoint.validate-every": 300,
-        "checkpoint.validation-images": 19,
+        "checkpoint.validate_every": 300,
+        "checkpoint.validation_images": 19,
     },
 }
 
 
 def nested(part: str, presets: Mapping[str, Settings]) -> Mapping[str, Settings]:
-    """The presets of a job that has another job's settings as a part."""
+    """The presets of a job that has another job's config as a part."""
     return {name: {f"{part}.{key}": value for key, value in settings.items()} for name, settings in presets.items()}
 
 
@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
             "optim.learning_rate": 8e-4,
             "optim.precision": CPU_PRECISION,
             "checkpoint.every": 500,
-            "checkpoint.validate-every": 1000,
+            "checkpoint.validate_every": 1000,
         },
         "lol-cpu": {
             **LOL_CPU_UNET,
@@ -91,7 +91,7 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
             "optim.learning_rate": 8e-4,
             "optim.precision": CPU_PRECISION,
             "checkpoint.every": 500,
-            "checkpoint.validate-every": 1000,
+            "checkpoint.validate_every": 1000,
         },
         "paper": {**PAPER_UNET, "crop": 96, "optim.steps": 500_000, "optim.precision": "bf16"},
     },
@@ -100,6 +100,6 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         "lol-cpu": {**LOL_CPU_SEGMENT, "precision": CPU_PRECISION, "compute.threads": 2},
     },
     "distill": DISTILL,
-    # Where students are a part of the job, they are set like any others.
+    # The students of these jobs are set as those of distill.
     **{job: nested("distill", DISTILL) for job in ("tune", "experiments")},
 }
