@@ -54,8 +54,9 @@ def test_exports_give_the_samplers_results(
         low, noise = torch.rand(shape) * 2 - 1, torch.randn(shape)
         with torch.no_grad():
             expected = ddim_sample(file.network, noise, NoiseSchedule(), steps, low=low)
-            torch.testing.assert_close(program(low, noise), expected, atol=1e-4, rtol=0)
-        np.testing.assert_allclose(run_onnx(session, low.numpy(), noise.numpy()), expected.numpy(), atol=1e-4, rtol=0)
+            torch.testing.assert_close(program(noise, low=low), expected, atol=1e-4, rtol=0)
+        result = run_onnx(session, noise.numpy(), low=low.numpy())
+        np.testing.assert_allclose(result, expected.numpy(), atol=1e-4, rtol=0)
 
 
 def test_a_card_is_made_where_there_is_none(tmp_path: Path) -> None:
