@@ -77,11 +77,17 @@ def interpret(
 
 
 def predict(
-    network: Network, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+    network: Network,
+    z: Float[Tensor, "b 3 h w"],
+    sqrt_alpha_bar: Float[Tensor, " b"],
+    *,
+    low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
 ) -> Estimate:
     """Runs the network in its own dtype on a noisy image, and interprets its output in float64."""
     dtype = next(network.parameters()).dtype
-    output = network(z.to(dtype), sqrt_alpha_bar.to(dtype), low=low.to(dtype))
+    exposure = None if gain is None else gain.to(dtype)
+    output = network(z.to(dtype), sqrt_alpha_bar.to(dtype), low=low.to(dtype), gain=exposure)
     return interpret(output, z, sqrt_alpha_bar, network.config.prediction)
 
 

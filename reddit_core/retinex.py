@@ -7,11 +7,11 @@ from jaxtyping import Float
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from reddit_core.brightness import gray
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 
 ReflectanceRange = Literal["unit", "released"]
 
-GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 NOISE_KERNEL = 15
 NOISE_SIGMA = 3.0
 RELEASED_OFFSET = 0.1
@@ -35,12 +35,6 @@ class ReflectanceConfig:
     def __post_init__(self) -> None:
         if not 0 < self.floor <= 1:
             raise ValueError(f"reflectance floor is {self.floor}, but must be in (0, 1]; 1/255 is usual")
-
-
-def gray(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Luma by ITU-R BT.601 weights."""
-    red, green, blue = image[:, :1], image[:, 1:2], image[:, 2:]
-    return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
 
 
 def blur(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -28,12 +28,13 @@ def sample_step(
     mode: DdimMode = "exact",
     *,
     low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
 ) -> Float64[Tensor, "b 3 h w"]:
     """One step of `ddim_sample` from table index `t` to the cleaner `s`."""
     released = mode == "released"
     level = schedule.sqrt_alpha_bar[t].to(low.device).expand(len(low))
     a_t, a_s = (schedule.sqrt_alpha_bar[k + released].to(low.device).expand(len(low)) for k in (t, s))
-    estimate = predict(network, z, level, low=low)
+    estimate = predict(network, z, level, low=low, gain=gain)
     x_0 = (x_0_from_eps(z, estimate.eps, a_t) if released else estimate.x_0).clamp(-1, 1)
     return ddim_step(x_0, eps_from_x_0(z, x_0, a_t), a_s)
 
@@ -46,6 +47,7 @@ def ddim_sample(
     mode: DdimMode = "exact",
     *,
     low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Deterministic DDIM from `noise` to an image in [-1, 1] (Song et al. 2021, eq. 12 with eta = 0).
 
@@ -56,7 +58,7 @@ def ddim_sample(
     grid = schedule.grid(num_steps)
     z = noise.double()
     for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
-        z = sample_step(network, z, schedule, t, s, mode, low=low)
+        z = sample_step(network, z, schedule, t, s, mode, low=low, gain=gain)
     return z.clamp(-1, 1).to(low.dtype)
 
 
@@ -76,6 +78,7 @@ def enhance(
     num_steps: int,
     seed: int,
     mode: DdimMode = "exact",
+    gain: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Enhances images of any height and width; every image of the batch starts from the same noise.
 
@@ -85,4 +88,4 @@ def enhance(
     height, width = low.shape[-2:]
     padded = pad_to_multiple(low, network.config.size_multiple)
     noise = seeded_noise((1, *padded.shape[1:]), seed).to(low).expand_as(padded)
-    return ddim_sample(network, noise, schedule, num_steps, mode, low=padded)[..., :height, :width]
+    return ddim_sample(network, noise, schedule, num_steps, mode, low=padded, gain=gain)[..., :height, :width]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reddit_core import sampler
+from reddit_core.brightness import exposure_gain, gains_of, mean_luma_of_pixels, with_brightness
 from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels
 from reddit_core.precision import Precision, autocast, lay_out_for_inference
 from reddit_core.sampler import DdimMode
@@ -28,6 +29,22 @@ def sampling_steps(file: NetworkFile, steps: int = 0, source: str = "the weights
         raise ValueError(f"{source} does not say for how many steps it was distilled; add --steps N, such as 2")
     file.schedule.grid(steps)
     return steps
+
+
+def result_brightness(file: NetworkFile, brightness: float | None = None) -> float | None:
+    """The mean luma that a result shall have: `brightness`, or the weights' own; None leaves it to the network.
+
+    Raises:
+        ValueError: if it is out of range, or the network has to be told one and none is known.
+    """
+    if brightness is None:
+        brightness = file.brightness
+    if brightness is None:
+        if file.network.config.takes_gain:
+            raise ValueError("the weights do not say which brightness they were trained on; give one, such as 0.45")
+    elif not 0 < brightness < 1:
+        raise ValueError(f"brightness is {brightness}, but is a mean luma and must be in (0, 1); 0.45 is usual")
+    return brightness
 
 
 class Student:
@@ -73,6 +90,7 @@ class Student:
         tile: int = TILE,
         overlap: int = OVERLAP,
         mode: DdimMode = "exact",
+        brightness: float | None = None,
     ) -> Pixels:
         """Enhances a photograph of any size: in one piece up to `tile` x `tile` pixels, else in overlapping tiles.
 
@@ -86,13 +104,16 @@ class Student:
             tile: side of the tiles in pixels.
             overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
             mode: the sampler.
+            brightness: mean luma that the result shall have, in (0, 1). None is the weights' own; of a network that is
+                not told the gain, whatever it gives.
 
         Returns:
             [H, W, 3] of the same type.
 
         Raises:
             ValueError: if the pixels are no RGB photograph, the number of steps is not known or does not divide the
-                schedule, the overlap is too wide, or the result is not finite.
+                schedule, the brightness is out of range or needed and not known, the overlap is too wide, or the result
+                is not finite.
         """
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
             raise ValueError(
@@ -104,30 +125,46 @@ class Student:
                 f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual"
             )
         steps = sampling_steps(self.file, steps or self.default_steps)
+        asked = result_brightness(self.file, brightness)
+        gain = 1.0 if asked is None else float(exposure_gain(asked, mean_luma_of_pixels(pixels)))
         with autocast(self.device, self.precision):
             if pixels.shape[0] * pixels.shape[1] > tile * tile:
-                tiled = TiledSampler(self.tiled_network, pixels, self.schedule, mode, tile, overlap)
+                tiled = TiledSampler(self.tiled_network, pixels, self.schedule, mode, tile, overlap, gain, asked)
                 return tiled.run(steps, seed)
-            low = signed_from_pixels(pixels, self.device)
-            enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode)
-            result: Pixels = pixels_from_signed(enhanced, pixels.dtype)[0]
+            low, gains = signed_from_pixels(pixels, self.device), torch.tensor([gain], device=self.device)
+            enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode, gains)
+            result: Pixels = pixels_from_signed(with_brightness(enhanced, asked), pixels.dtype)[0]
             return result
 
     @torch.no_grad()
     def enhance_images(
-        self, low: Float[Tensor, "b 3 h w"], *, seed: int = 0, steps: int = 0, mode: DdimMode = "exact"
+        self,
+        low: Float[Tensor, "b 3 h w"],
+        *,
+        seed: int = 0,
+        steps: int = 0,
+        mode: DdimMode = "exact",
+        brightness: float | None = None,
+        gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Enhances whole images in [-1, 1], without tiles; every image of the batch starts from the same noise.
+        """Enhances images in [-1, 1], without tiles; every image of the batch starts from the same noise.
 
         Args:
             low: on the student's device.
             seed: of the noise.
             steps: DDIM steps; 0 takes the student's own number.
             mode: the sampler.
+            brightness: mean luma that the results shall have, in (0, 1); None is the weights' own.
+            gain: exposure gain of the whole image that each crop is from. The results, being crops, are then not scaled
+                to a mean luma. None: the images are whole.
 
         Raises:
-            ValueError: if the number of steps is not known or does not divide the schedule.
+            ValueError: as `enhance` does.
         """
         steps = sampling_steps(self.file, steps or self.default_steps)
+        asked = result_brightness(self.file, brightness) if gain is None else None
+        if asked is not None:
+            gain = gains_of(low, asked)
         with autocast(self.device, self.precision):
-            return sampler.enhance(self.network, low, self.schedule, steps, seed, mode)
+            enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode, gain)
+        return with_brightness(enhanced, asked)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from reddit_core.brightness import BAND_ROWS, with_brightness
 from reddit_core.networks import Network
 from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels
 from reddit_core.sampler import DdimMode, sample_step, seeded_noise
@@ -134,6 +135,8 @@ class TiledSampler:
         mode: the sampler.
         tile: side of the tiles in pixels.
         overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
+        gain: exposure gain of the whole photograph.
+        brightness: mean luma that the result shall have, in [0, 1]; None leaves the network's.
     """
 
     shared: SharedNetwork
@@ -142,6 +145,8 @@ class TiledSampler:
     mode: DdimMode
     tile: int
     overlap: int
+    gain: float = 1.0
+    brightness: float | None = None
 
     def __post_init__(self) -> None:
         multiple = self.shared.network.config.size_multiple
@@ -155,6 +160,9 @@ class TiledSampler:
     def low(self, boxes: list[tuple[slice, slice]]) -> Float[Tensor, "b 3 h w"]:
         return torch.cat([signed_from_pixels(self.padded[box], self.device) for box in boxes])
 
+    def gains(self, low: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        return torch.full((len(low),), self.gain, device=self.device)
+
     def run(self, num_steps: int, seed: int) -> Pixels:
         """All steps; returns pixels of the size and type of the input.
 
@@ -165,10 +173,13 @@ class TiledSampler:
         z = seeded_noise((1, 3, *self.padded.shape[:2]), seed).to(self.device)
         for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
             z = self.step(z, t, s)
-        result = np.empty_like(self.padded)
-        for tile in self.tiles:
-            result[tile.box] = pixels_from_signed(z[..., *tile.box], self.padded.dtype)[0]
-        return result[: self.height, : self.width]
+        z = with_brightness(z[..., : self.height, : self.width], self.brightness)
+        result = np.empty_like(self.pixels)
+        for start in range(0, self.height, BAND_ROWS):
+            result[start : start + BAND_ROWS] = pixels_from_signed(z[..., start : start + BAND_ROWS, :], result.dtype)[
+                0
+            ]
+        return result
 
     def step(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> Float[Tensor, "1 3 h w"]:
         """One step of the whole image."""
@@ -197,12 +208,14 @@ class TiledSampler:
     def sample_patches(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> None:
         noisy = torch.cat([z[..., *box] for box in self.patches])
         with self.shared.sample() as network:
-            sample_step(network, noisy, self.schedule, t, s, self.mode, low=self.low(self.patches))
+            low = self.low(self.patches)
+            sample_step(network, noisy, self.schedule, t, s, self.mode, low=low, gain=self.gains(low))
 
     def step_tile(
         self, network: Network, tile: Tile, z: Float[Tensor, "1 3 h w"], t: int, s: int
     ) -> Float64[Tensor, "1 3 h2 w2"]:
-        return sample_step(network, z[..., *tile.box], self.schedule, t, s, self.mode, low=self.low([tile.box]))
+        low = self.low([tile.box])
+        return sample_step(network, z[..., *tile.box], self.schedule, t, s, self.mode, low=low, gain=self.gains(low))
 
 
 def spread(count: int, most: int) -> Iterator[int]:

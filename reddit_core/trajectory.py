@@ -27,7 +27,12 @@ class Denoiser(Protocol):
     """A network with its output interpreted, as `diffusion.predict` does it."""
 
     def __call__(
-        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+        self,
+        z: Float[Tensor, "b 3 h w"],
+        sqrt_alpha_bar: Float[Tensor, " b"],
+        *,
+        low: Float[Tensor, "b 3 h w"],
+        gain: Float[Tensor, " b"] | None = None,
     ) -> Estimate:
         """Estimates `x_0` and `eps` of the noisy image `z`."""
 
@@ -96,12 +101,13 @@ def teacher_segment(
     levels: Levels,
     *,
     low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
 ) -> Segment:
     """Two DDIM steps of the teacher from the forward process at t (paper eq. 8)."""
     z_t = add_noise(x_0, eps, levels.a_t)
-    x_t, eps_t = denoise(z_t, levels.a_t, low=low)
+    x_t, eps_t = denoise(z_t, levels.a_t, low=low, gain=gain)
     z_u = ddim_step(x_t, eps_t, levels.a_u)
-    x_u, eps_u = denoise(z_u, levels.a_u, low=low)
+    x_u, eps_u = denoise(z_u, levels.a_u, low=low, gain=gain)
     z_s = ddim_step(x_u, eps_u, levels.a_s)
     return Segment(z_t, x_t, z_u, eps_u, x_u, z_s)
 

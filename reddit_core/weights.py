@@ -29,10 +29,19 @@ RELEASED_UNUSED = re.compile(r"(^var_conv\.|\.res_block\.mlp\.)")
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFile:
-    """A network, its noise schedule, and free-form facts about its training."""
+    """A network, its noise schedule, and free-form facts about its training.
+
+    Attributes:
+        network: with its weights.
+        schedule: the noise schedule that it was trained with.
+        brightness: mean luma of the normal-light images that it was trained on, in [0, 1]: what its results have where
+            nobody asks for another; None if it is not told the exposure gain.
+        facts: about its training.
+    """
 
     network: Network
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    brightness: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,6 +59,8 @@ def encode_network(file: NetworkFile, dtype: torch.dtype = torch.float32) -> byt
         "schedule": json.dumps(asdict(file.schedule), sort_keys=True),
         "facts": json.dumps(dict(file.facts), sort_keys=True),
     }
+    if file.brightness is not None:
+        metadata["brightness"] = json.dumps(file.brightness)
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in file.network.state_dict().items()}
     return _with_sorted_header(save(tensors, metadata))
 
@@ -84,7 +95,9 @@ def decode_network(data: bytes, norm_groups: int = 32) -> NetworkFile:
             _misfit(missing, unexpected, "the file was altered; write it again with train_teacher or distill")
         )
     schedule = NoiseSchedule(**json.loads(metadata["schedule"]))
-    return NetworkFile(network=network.eval(), schedule=schedule, facts=json.loads(metadata["facts"]))
+    brightness = json.loads(metadata.get("brightness", "null"))
+    facts = json.loads(metadata["facts"])
+    return NetworkFile(network=network.eval(), schedule=schedule, brightness=brightness, facts=facts)
 
 
 def _describe_network(metadata: Mapping[str, str]) -> Network:

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from reddit_core.networks.film_unet import FilmUNet, FilmUNetConfig
 from reddit_core.networks.interface import LocalLayer, Network, NetworkConfig, Prediction
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 
 __all__ = ["NETWORKS", "LocalLayer", "Network", "NetworkConfig", "Prediction", "build", "kind_of", "read_config"]
 
-NETWORKS: Mapping[str, tuple[type[Any], type[Any]]] = {"sr3-unet": (UNetConfig, UNet)}
+NETWORKS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "film-unet": (FilmUNetConfig, FilmUNet),
+    "sr3-unet": (UNetConfig, UNet),
+}
 """For each kind, by the name that weights files give it: the class of its config, and that of the network."""
 
 

@@ -24,6 +24,10 @@ class NetworkConfig(Protocol):
     def size_multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
 
+    @property
+    def takes_gain(self) -> bool:
+        """Whether the network is told the exposure gain, and so the brightness that its result shall have."""
+
     def without_dropout(self) -> "NetworkConfig":
         """The same network with dropout off."""
 
@@ -39,12 +43,22 @@ class Network(nn.Module, ABC):
     if TYPE_CHECKING:
 
         def __call__(
-            self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+            self,
+            z: Float[Tensor, "b 3 h w"],
+            sqrt_alpha_bar: Float[Tensor, " b"],
+            *,
+            low: Float[Tensor, "b 3 h w"],
+            gain: Float[Tensor, " b"] | None = None,
         ) -> Float[Tensor, "b 3 h w"]: ...
 
     @abstractmethod
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+        self,
+        z: Float[Tensor, "b 3 h w"],
+        sqrt_alpha_bar: Float[Tensor, " b"],
+        *,
+        low: Float[Tensor, "b 3 h w"],
+        gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         """Runs the network.
 
@@ -52,10 +66,20 @@ class Network(nn.Module, ABC):
             z: noisy image.
             sqrt_alpha_bar: noise level in [0, 1] of each image; 1 is clean.
             low: low-light image in [-1, 1].
+            gain: exposure gain of each image (`brightness.exposure_gain`); ignored unless `config.takes_gain`.
 
         Raises:
-            ValueError: if height or width is no multiple of `config.size_multiple`.
+            ValueError: if height or width is no multiple of `config.size_multiple`, or a gain is needed and not given.
         """
+
+    def check_size(self, z: Float[Tensor, "b 3 h w"]) -> None:
+        """Raises a ValueError if height or width is no multiple of `config.size_multiple`."""
+        height, width = z.shape[-2:]
+        if height % self.config.size_multiple or width % self.config.size_multiple:
+            raise ValueError(
+                f"the image has {height} x {width} pixels, but the network needs multiples of "
+                f"{self.config.size_multiple}; crop to one, or go through sampler.enhance, which pads"
+            )
 
     @abstractmethod
     def global_layers(self) -> dict[str, nn.Module]:

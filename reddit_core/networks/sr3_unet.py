@@ -60,6 +60,11 @@ class UNetConfig:
         """Height and width of the input must be multiples of this."""
         return int(2 ** (len(self.channel_mults) - 1))
 
+    @property
+    def takes_gain(self) -> bool:
+        """Never: the released network has to guess the brightness."""
+        return False
+
     def without_dropout(self) -> "UNetConfig":
         """The same network with dropout off."""
         return replace(self, dropout=0.0)
@@ -191,14 +196,14 @@ class UNet(Network):
         self.final_conv = NormActConv(channels, 3, groups)
 
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+        self,
+        z: Float[Tensor, "b 3 h w"],
+        sqrt_alpha_bar: Float[Tensor, " b"],
+        *,
+        low: Float[Tensor, "b 3 h w"],
+        gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        height, width = z.shape[-2:]
-        if height % self.config.size_multiple or width % self.config.size_multiple:
-            raise ValueError(
-                f"the image has {height} x {width} pixels, but the network needs multiples of "
-                f"{self.config.size_multiple}; crop to one, or go through sampler.enhance, which pads"
-            )
+        self.check_size(z)
         embedding = self.noise_level_mlp(sqrt_alpha_bar)
         features = torch.cat([low, z], dim=1)
         if compiles_for_gpu(features):  # tensor cores need this layout, and all later layers keep it

@@ -75,7 +75,7 @@ def test_sampler(golden: Golden, on_device: Golden, released: NetworkFile, num_s
 
 @torch.no_grad()
 def test_every_intermediate_of_a_segment(golden: Golden, on_device: Golden, released: NetworkFile) -> None:
-    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Estimate:
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         return predict(released.network, z, sqrt_alpha_bar, low=low)
 
     levels = Levels(*on_device["levels_tus"].double().unbind(1))

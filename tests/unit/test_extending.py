@@ -39,6 +39,10 @@ class ToyConfig:
     def size_multiple(self) -> int:
         return 2
 
+    @property
+    def takes_gain(self) -> bool:
+        return False
+
     def without_dropout(self) -> "ToyConfig":
         return self
 
@@ -60,7 +64,12 @@ class ToyNetwork(Network):
         self.pool = nn.AdaptiveAvgPool2d(1) if config.pooled else nn.Identity()
 
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], sqrt_alpha_bar: Float[Tensor, " b"], *, low: Float[Tensor, "b 3 h w"]
+        self,
+        z: Float[Tensor, "b 3 h w"],
+        sqrt_alpha_bar: Float[Tensor, " b"],
+        *,
+        low: Float[Tensor, "b 3 h w"],
+        gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         level = sqrt_alpha_bar[:, None, None, None].expand_as(z[:, :1])
         features = self.norm(self.first(torch.cat([z, low, level], dim=1))).relu()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from reddit_core.metrics import FLAT, match_mean, psnr, quality, sharpness, ssim
+from reddit_core.metrics import FLAT, match_mean, match_moments, psnr, quality, sharpness, ssim
 from reddit_core.retinex import blur, gray
 
 Photographs = dict[str, NDArray[np.uint8]]
@@ -104,11 +104,23 @@ def test_gt_mean_clips_and_bears_black() -> None:
     assert match_mean(estimate, torch.full_like(estimate, 0.5)).max() == 1
 
 
+def test_matched_moments_undo_one_scale_and_one_offset(normal: Tensor) -> None:
+    normal = 0.3 + 0.3 * normal  # away from the ends, where nothing is clipped
+    torch.testing.assert_close(match_moments(0.5 * normal + 0.2, normal), normal, rtol=1e-4, atol=1e-4)
+
+
+def test_matched_moments_bear_flat_images(normal: Tensor) -> None:
+    matched = match_moments(torch.full_like(normal, 0.2), normal)
+    torch.testing.assert_close(gray(matched).mean(dim=(1, 2, 3)), gray(normal).mean(dim=(1, 2, 3)))
+
+
 def test_quality_shows_raw_and_gt_mean_side_by_side(estimate: Tensor, normal: Tensor) -> None:
     figures = quality(estimate, normal)
-    assert list(figures) == ["psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean"]
+    names = ["psnr", "psnr_gt_mean", "psnr_moments", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean"]
+    assert list(figures) == names
     assert torch.equal(figures["psnr"], psnr(estimate, normal))
     assert torch.equal(figures["psnr_gt_mean"], psnr(match_mean(estimate, normal), normal))
+    assert torch.equal(figures["psnr_moments"], psnr(match_moments(estimate, normal), normal))
     dim = quality(0.6 * normal, normal)
     assert (dim["psnr_gt_mean"] > dim["psnr"]).all() and (dim["ssim_gt_mean"] > dim["ssim"]).all()
     ones = torch.ones(len(normal))

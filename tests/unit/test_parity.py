@@ -30,7 +30,7 @@ def levels(golden: Golden) -> Levels:
 
 @pytest.fixture(scope="module")
 def segment(golden: Golden, released: NetworkFile, levels: Levels) -> Segment:
-    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Estimate:
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         return predict(released.network, z, sqrt_alpha_bar, low=low)
 
     with torch.no_grad():

@@ -27,7 +27,7 @@ class KnowingNetwork(UNet):
         self.double()
         self.x_0 = x_0
 
-    def forward(self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Tensor:
+    def forward(self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Tensor:
         eps = eps_from_x_0(z, self.x_0, sqrt_alpha_bar)
         outputs = {"eps": eps, "v": v_from(self.x_0, eps, sqrt_alpha_bar), "x": self.x_0}
         return outputs[self.config.prediction]

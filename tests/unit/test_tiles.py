@@ -176,9 +176,11 @@ def test_peak_memory_does_not_hold_the_features_of_the_whole_image(
     seen: list[int] = []
     forward = UNet.forward
 
-    def watched(self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor) -> torch.Tensor:
+    def watched(
+        self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor, gain: torch.Tensor | None = None
+    ) -> torch.Tensor:
         seen.append(z.shape[0] * z.shape[2] * z.shape[3])
-        return forward(self, z, level, low=low)
+        return forward(self, z, level, low=low, gain=gain)
 
     monkeypatch.setattr(UNet, "forward", watched)
     enhance(tiny_unet, np.full((100, 133, 3), 20, np.uint8), 1, tile=64, overlap=16)
@@ -212,8 +214,10 @@ class Pooled(UNet):
         super().__init__(config)
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-    def forward(self, z: torch.Tensor, sqrt_alpha_bar: torch.Tensor, *, low: torch.Tensor) -> torch.Tensor:
-        return super().forward(z, sqrt_alpha_bar, low=low) + self.pool(low)
+    def forward(
+        self, z: torch.Tensor, sqrt_alpha_bar: torch.Tensor, *, low: torch.Tensor, gain: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return super().forward(z, sqrt_alpha_bar, low=low, gain=gain) + self.pool(low)
 
     def global_layers(self) -> dict[str, nn.Module]:
         return {**super().global_layers(), **({"pool": self.pool} if self.named else {})}

@@ -40,10 +40,10 @@ class Scene:
         self.nodes = draw_nodes(BATCH, num_nodes, generator)
         self.levels = draw_segment_levels(SCHEDULE, self.nodes, num_nodes, draw, generator)
 
-    def perfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor) -> Estimate:
+    def perfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         return Estimate(self.x_0, eps_from_x_0(z, self.x_0, level))
 
-    def imperfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor) -> Estimate:
+    def imperfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         x_0 = self.x_0 + 0.3 * torch.sin(5 * z) * (1 - per_image(level)) + 0.1 * low
         return Estimate(x_0, eps_from_x_0(z, x_0, level))
 
@@ -143,7 +143,7 @@ def test_full_refinement_swaps_the_teachers_image_for_the_reflectance(seed: int,
 def test_a_networks_segment_is_two_ddim_steps(tiny_unet: UNet) -> None:
     scene = Scene(0, 8, "interval")
     with torch.no_grad():
-        segment = scene.segment(lambda z, level, *, low: predict(tiny_unet, z, level, low=low))
+        segment = scene.segment(lambda z, level, *, low, gain: predict(tiny_unet, z, level, low=low, gain=gain))
         first = predict(tiny_unet, segment.z_t, scene.levels.a_t, low=scene.low)
         second = predict(tiny_unet, segment.z_u, scene.levels.a_u, low=scene.low)
     assert torch.equal(segment.z_t, add_noise(scene.x_0, scene.eps, scene.levels.a_t))

@@ -57,7 +57,7 @@ def test_a_swap_of_the_noisy_and_the_low_image_cannot_pass(tiny_unet: UNet) -> N
         lambda: sample_step(tiny_unet, low, z, NoiseSchedule(), 512, 256),
         lambda: ddim_sample(tiny_unet, low, z, NoiseSchedule(), 2),
         lambda: teacher_segment(
-            lambda z, a, *, low: predict(tiny_unet, z, a, low=low), low, z, z, Levels(*[level] * 3)
+            lambda z, a, *, low, gain: predict(tiny_unet, z, a, low=low, gain=gain), low, z, z, Levels(*[level] * 3)
         ),
     ):
         with pytest.raises(TypeError):

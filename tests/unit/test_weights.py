@@ -93,7 +93,7 @@ def test_files_of_the_former_format_still_load() -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"kind": "transformer", "config": {}}, "holds a network of kind 'transformer', but only sr3-unet"),
+        ({"kind": "transformer", "config": {}}, "holds a network of kind 'transformer', but only film-unet, sr3-unet"),
         (
             {"kind": "sr3-unet", "config": {"width": 3}},
             "a network of kind sr3-unet is not described like this .*'width'",

@@ -1,0 +1,192 @@
+"""The default denoiser: a narrow U-Net that predicts the clean image and is told the exposure it has to reach.
+
+Few operations per pixel: narrow at full resolution, wide where pixels are few. Each residual block is scaled and
+shifted by an embedding of noise level and exposure gain (FiLM, Perez et al. 2018). Predicting `x_0` keeps the noise of
+every pixel from having to pass through the network (Li and He 2025).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reddit_core.networks.interface import Network, Prediction
+from reddit_core.networks.layers import GroupNorm
+
+LOW_FORMS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmUNetConfig:
+    """The shape of the network, and what its output means.
+
+    Attributes:
+        channels: width of each level; each level halves H and W. Multiples of `norm_groups`.
+        num_res_blocks: residual blocks per level, on the way down and again on the way up.
+        patch_size: side of the patches that become one position of the first level; 1 works on pixels.
+        embedding_channels: width of the embedding of level and gain.
+        norm_groups: groups of every GroupNorm.
+        dropout: probability inside the second half of each residual block.
+        prediction: `x` (the clean image), `v` or `eps`.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 128, 128)
+    num_res_blocks: int = 1
+    patch_size: int = 1
+    embedding_channels: int = 128
+    norm_groups: int = 8
+    dropout: float = 0.0
+    prediction: Prediction = "x"
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(width < 1 or width % self.norm_groups for width in self.channels):
+            raise ValueError(
+                f"channels is {self.channels}, but needs positive multiples of norm_groups ({self.norm_groups}); "
+                "change one of the two"
+            )
+        if self.patch_size not in (1, 2, 4, 8):
+            raise ValueError(f"patch_size is {self.patch_size}, but must be 1, 2, 4 or 8")
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction is {self.prediction!r}, but must be one of {', '.join(get_args(Prediction))}")
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return int(self.patch_size * 2 ** (len(self.channels) - 1))
+
+    @property
+    def takes_gain(self) -> bool:
+        """Always."""
+        return True
+
+    def without_dropout(self) -> "FilmUNetConfig":
+        """The same network with dropout off."""
+        return replace(self, dropout=0.0)
+
+    def key_entries(self) -> dict[str, Any]:
+        """None: the weights file describes the network."""
+        return {}
+
+
+def low_forms(low: Float[Tensor, "b 3 h w"], gain: Float[Tensor, " b"]) -> Float[Tensor, "b 9 h w"]:
+    """The low-light image three times, each in [-1, 1]: as it is, its logarithm, and multiplied by the gain."""
+    unit = (low + 1) / 2
+    logarithm = torch.log1p(255 * unit.clamp(min=0)) / math.log(256)
+    exposed = (unit * gain[:, None, None, None]).clamp(0, 1)
+    return torch.cat([low, 2 * logarithm - 1, 2 * exposed - 1], dim=1)
+
+
+class Embedding(nn.Module):
+    """Noise level and exposure gain as one vector.
+
+    The level enters as the angle `atan2(sigma, a)` (Salimans and Ho 2022, appendix D), in sines and cosines of its
+    multiples; the gain as its logarithm.
+    """
+
+    FREQUENCIES = 8
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.level = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.gain = nn.Sequential(nn.Linear(1, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, sqrt_alpha_bar: Float[Tensor, " b"], gain: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
+        angle = torch.acos(sqrt_alpha_bar.float().clamp(0, 1))
+        multiples = angle[:, None] * torch.arange(1, self.FREQUENCIES + 1, device=angle.device)
+        waves = torch.cat([multiples.sin(), multiples.cos()], dim=1).to(sqrt_alpha_bar.dtype)
+        exposure = (gain.log2() / 4)[:, None]
+        result: Tensor = functional.silu(self.level(waves) + self.gain(exposure))
+        return result
+
+
+class FilmBlock(nn.Module):
+    """Two convolutions with a scale and a shift by the embedding between them, beside a shortcut; keeps H and W."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: FilmUNetConfig) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(config.norm_groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(config.embedding_channels, 2 * out_channels)
+        self.norm2 = GroupNorm(config.norm_groups, out_channels)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
+        hidden = self.conv1(functional.silu(self.norm1(features)))
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
+        result: Tensor = self.shortcut(features) + self.conv2(self.dropout(functional.silu(hidden)))
+        return result
+
+
+class Blocks(nn.Module):
+    """The residual blocks of one level, one after the other; keeps H and W."""
+
+    def __init__(self, in_channels: int, channels: int, config: FilmUNetConfig) -> None:
+        super().__init__()
+        widths = [in_channels, *[channels] * config.num_res_blocks]
+        self.blocks = nn.ModuleList(FilmBlock(a, b, config) for a, b in pairwise(widths))
+
+    def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
+        for block in self.blocks:
+            features = block(features, embedding)
+        return features
+
+
+class FilmUNet(Network):
+    """Predicts `config.prediction` from the noisy image, the low-light one, the noise level and the exposure gain."""
+
+    config: FilmUNetConfig
+
+    def __init__(self, config: FilmUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, patch = config.channels, config.patch_size
+        self.embedding = Embedding(config.embedding_channels)
+        self.stem = nn.Conv2d((3 + 3 * LOW_FORMS) * patch**2, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(widths))
+        self.encoder = nn.ModuleList(Blocks(width, width, config) for width in widths)
+        self.decoder = nn.ModuleList(Blocks(2 * width, width, config) for width in widths[:-1])
+        self.norm = GroupNorm(config.norm_groups, widths[0])
+        self.head = nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1)
+
+    def forward(
+        self,
+        z: Float[Tensor, "b 3 h w"],
+        sqrt_alpha_bar: Float[Tensor, " b"],
+        *,
+        low: Float[Tensor, "b 3 h w"],
+        gain: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        self.check_size(z)
+        if gain is None:
+            raise ValueError(
+                "this network needs the exposure gain of each image; give gain=, from brightness.exposure_gain"
+            )
+        embedding = self.embedding(sqrt_alpha_bar, gain)
+        inputs = torch.cat([z, low_forms(low, gain)], dim=1)
+        features = self.stem(functional.pixel_unshuffle(inputs, self.config.patch_size))
+        skips = []
+        for level, blocks in enumerate(self.encoder):
+            features = blocks(self.down[level - 1](features) if level else features, embedding)
+            skips.append(features)
+        for level in reversed(range(len(self.decoder))):
+            upsampled = functional.pixel_shuffle(self.up[level](features), 2)
+            features = self.decoder[level](torch.cat([upsampled, skips[level]], dim=1), embedding)
+        output = self.head(functional.silu(self.norm(features)))
+        result: Tensor = functional.pixel_shuffle(output, self.config.patch_size)
+        return result
+
+    def global_layers(self) -> dict[str, nn.Module]:
+        """Every GroupNorm."""
+        return {name: layer for name, layer in self.named_modules() if isinstance(layer, GroupNorm)}
