@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines import storage
 
 # One version for each kind of dataset: raised when its columns, or what they mean, change.
-SCHEMA_VERSIONS = {"pairs": 1, "trajectories": 1}
+SCHEMA_VERSIONS = {"pairs": 2, "trajectories": 2}
 # The job that writes each kind.
 MAKERS = {"pairs": "jobs/ingest.py", "trajectories": "jobs/precompute.py"}
 MANIFEST = "manifest.json"
@@ -33,6 +33,8 @@ PAIR_SCHEMA = pa.schema(
         ("normal", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("low_luma", pa.float64()),
+        ("normal_luma", pa.float64()),
         ("sha256", pa.string()),
     ]
 )
@@ -54,6 +56,7 @@ def trajectory_schema(crop: int) -> pa.Schema:
             ("crop_x", pa.int32()),
             ("flip", pa.bool_()),
             ("draw", pa.int32()),
+            ("gain", pa.float32()),
             ("seed", pa.uint64()),
             ("nodes", pa.list_(pa.int32(), 3)),
             ("levels", pa.list_(pa.float64(), 3)),

@@ -27,6 +27,8 @@ from pipelines.config.parts import (
 )
 from reddit_core.degrade import DegradeConfig
 from reddit_core.losses import LossWeights
+from reddit_core.networks import NetworkConfig
+from reddit_core.networks.film_unet import FilmUNetConfig
 from reddit_core.networks.sr3_unet import UNetConfig
 from reddit_core.precision import Precision
 from reddit_core.retinex import ReflectanceConfig
@@ -97,8 +99,12 @@ class TeacherConfig:
     """URL of the pair dataset."""
     output: str
     """URL of the run: checkpoints, teacher.safetensors and report.json."""
+    network: Literal["film-unet", "sr3-unet"] = "sr3-unet"
+    """Kind of network: film-unet predicts the clean image and is told the exposure gain; sr3-unet is as released."""
+    film: FilmUNetConfig = field(default_factory=FilmUNetConfig)
+    """The network, if it is a film-unet."""
     unet: UNetConfig = field(default_factory=UNetConfig)
-    """The network."""
+    """The network, if it is an sr3-unet."""
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     """The noise schedule; recorded with the weights."""
     init: str = ""
@@ -118,12 +124,23 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         make_absolute(self, "pairs", "output", "init")
+        for part, kind, default in (("film", "film-unet", FilmUNetConfig()), ("unet", "sr3-unet", UNetConfig())):
+            require(
+                self.network == kind or getattr(self, part) == default,
+                f"{part} has settings, but the network is {self.network}; leave them out, or add --network {kind}",
+            )
+        multiple = self.network_config.size_multiple
         require(
-            self.crop > 0 and self.crop % self.unet.size_multiple == 0,
-            f"crop is {self.crop}, but must be a positive multiple of the network's {self.unet.size_multiple}",
+            self.crop > 0 and self.crop % multiple == 0,
+            f"crop is {self.crop}, but must be a positive multiple of the network's {multiple}",
         )
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """The config of the chosen kind of network."""
+        return self.film if self.network == "film-unet" else self.unet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Configurations of the jobs that evaluate, use, export and convert weights."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipelines import storage
 from pipelines.config.parts import (
@@ -67,6 +68,8 @@ class EnhanceConfig:
     """Sampling steps; 0 takes the number that the weights were distilled for."""
     seed: int = 0
     """Seed of the sampler's noise."""
+    brightness: float | Literal["auto"] = "auto"
+    """Mean luma that every result shall have, in (0, 1); auto takes what the weights were trained on."""
     tile: int = 1024
     """Side of the tiles that larger images are split into; larger ones need more memory and less time."""
     overlap: int = 64
@@ -80,11 +83,20 @@ class EnhanceConfig:
     def __post_init__(self) -> None:
         make_absolute(self, "source", "output", "weights")
         require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
+        require(
+            self.brightness == "auto" or 0 < self.brightness < 1,
+            f"brightness is {self.brightness}, but must be auto, or a mean luma in (0, 1); 0.45 is usual",
+        )
         require(self.tile >= 64, f"tile is {self.tile}, but must be at least 64 pixels; 1024 is usual")
         require(
             0 <= self.overlap <= self.tile // 4,
             f"overlap is {self.overlap}, but must be between 0 and a quarter of the tile's {self.tile}; 64 is usual",
         )
+
+    @property
+    def asked_brightness(self) -> float | None:
+        """The brightness, None for auto."""
+        return None if self.brightness == "auto" else self.brightness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from pipelines.redaction import redact
 from pipelines.reporting import Report
 from pipelines.restart_notice import without_restart_notice
 from pipelines.weights import load_hashed_network, load_student
-from reddit_core.student import sampling_steps
+from reddit_core.student import result_brightness, sampling_steps
 
 SETTINGS = "enhance.json"
 # One photograph is enhanced while its predecessor is encoded and its successor read and decoded.
@@ -48,6 +48,7 @@ def find_work(config: EnhanceConfig) -> Work:
         "weights_sha256": sha256,
         "steps": steps,
         **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "precision")},
+        **({} if config.asked_brightness is None else {"brightness": config.asked_brightness}),
     }
     present = set(storage.list_files(config.output))
     if SETTINGS in present:
@@ -85,9 +86,11 @@ def steps_of(config: EnhanceConfig) -> tuple[int, str]:
     """The number of sampling steps and the SHA-256 of the weights.
 
     Raises:
-        ValueError: if the weights do not say and nobody else does, or the number does not suit the schedule.
+        ValueError: if the weights do not say their steps or a brightness that they need, and nobody else does, or the
+            number of steps does not suit the schedule.
     """
     file, sha256 = load_hashed_network(config.weights)
+    result_brightness(file, config.asked_brightness)
     return sampling_steps(file, config.steps, config.weights), sha256
 
 

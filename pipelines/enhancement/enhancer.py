@@ -99,7 +99,13 @@ class Enhancer:
         config = self.config
         with self.network_is_free:
             started = time.perf_counter()
-            result = self.student.enhance(pixels, seed=config.seed, tile=config.tile, overlap=config.overlap)
+            result = self.student.enhance(
+                pixels,
+                seed=config.seed,
+                tile=config.tile,
+                overlap=config.overlap,
+                brightness=config.asked_brightness,
+            )
             return result, time.perf_counter() - started
 
 

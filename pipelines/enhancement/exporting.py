@@ -1,9 +1,10 @@
 """Exports a student for use without this project: its sampler unrolled around the network, as ONNX and torch.export.
 
-Both take `noise` (standard normal) and `low` (in [-1, 1]), float32 [batch, 3, height, width], and return the enhanced
-image in [-1, 1]; the program takes `low` by keyword, ONNX takes both by name. Batch, height and width are free; height
-and width must be multiples of the network's (at least two of them): mirror the bottom and right edges out to one, and
-crop the result.
+Both take `noise` (standard normal) and `low` (a whole image in [-1, 1]), float32 [batch, 3, height, width], and return
+the enhanced image in [-1, 1]. If the network is told the exposure gain, they also take `brightness`, float32 [1]: the
+mean luma in (0, 1) that results shall have; in ONNX it is optional, and is the weights' own by default. The program
+takes all but `noise` by keyword, ONNX takes all by name. Batch, height and width are free; height and width must be
+multiples of the network's (at least two of them): mirror the bottom and right edges out to one, and crop the result.
 """
 
 import importlib.util
@@ -27,6 +28,7 @@ from pipelines.config.use import ExportConfig
 from pipelines.model_card import HEADING, ModelCard
 from pipelines.reporting import Report
 from pipelines.weights import load_network
+from reddit_core.brightness import gains_of, with_brightness
 from reddit_core.networks import Network
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
@@ -52,14 +54,15 @@ class UnrolledSampler(nn.Module):
         levels = [float(schedule.sqrt_alpha_bar[index]) for index in reversed(grid)]
         self.steps = list(pairwise(levels))
 
-    def forward(self, noise: Tensor, *, low: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, *, low: Tensor, brightness: Tensor | None = None) -> Tensor:
         z = noise
+        gain = None if brightness is None else gains_of(low, brightness)
         for a_t, a_s in self.steps:
             sigma_t, sigma_s = (1 - a_t**2) ** 0.5, max(0.0, 1 - a_s**2) ** 0.5
-            output = self.network(z, torch.full_like(z[:, 0, 0, 0], a_t), low=low)
+            output = self.network(z, torch.full_like(z[:, 0, 0, 0], a_t), low=low, gain=gain)
             x_0 = self.clean_image(output, z, a_t, sigma_t).clamp(-1, 1)
             z = a_s * x_0 + (sigma_s / sigma_t) * (z - a_t * x_0)
-        return z.clamp(-1, 1)
+        return with_brightness(z.clamp(-1, 1), brightness)
 
     def clean_image(self, output: Tensor, z: Tensor, a_t: float, sigma_t: float) -> Tensor:
         """`x_0` as `diffusion.interpret` has it, in float32."""
@@ -81,7 +84,7 @@ def export(config: ExportConfig) -> Report:
     file, steps = prepare(config)
     storage.check_writable(config.output)
     program = export_program(file, steps)
-    onnx_bytes, pt2_bytes = to_onnx(program), to_pt2(program)
+    onnx_bytes, pt2_bytes = to_onnx(program, file), to_pt2(program)
     rows = list(check_parity(file, steps, onnx_bytes, pt2_bytes))
     storage.write_bytes(storage.join(config.output, ONNX), onnx_bytes)
     storage.write_bytes(storage.join(config.output, PT2), pt2_bytes)
@@ -105,12 +108,14 @@ def prepare(config: ExportConfig) -> tuple[NetworkFile, int]:
     return file, sampling_steps(file, config.steps, config.weights)
 
 
-def example(file: NetworkFile, size: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """`low` and `noise` for a batch and a height and width in multiples of the network's."""
+def example(file: NetworkFile, size: tuple[int, int, int], seed: int = 0) -> dict[str, Tensor]:
+    """The inputs by name, for a batch and a height and width in multiples of the network's."""
     multiple = file.network.config.size_multiple
     shape = (size[0], 3, size[1] * multiple, size[2] * multiple)
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=generator) * 2 - 1, torch.randn(shape, generator=generator)
+    low, noise = torch.rand(shape, generator=generator) * 2 - 1, torch.randn(shape, generator=generator)
+    inputs = {"noise": noise, "low": low}
+    return inputs if file.brightness is None else {**inputs, "brightness": torch.tensor([file.brightness])}
 
 
 def export_program(file: NetworkFile, steps: int) -> torch.export.ExportedProgram:
@@ -124,9 +129,10 @@ def export_program(file: NetworkFile, steps: int) -> torch.export.ExportedProgra
     }
     sampler = UnrolledSampler(file.network, file.schedule, steps).eval()
     with torch.no_grad():
-        low, noise = example(file, EXAMPLE_SIZE)
-        shapes = {"noise": free, "low": free}
-        return torch.export.export(sampler, (noise,), {"low": low}, dynamic_shapes=shapes, strict=False)
+        inputs = example(file, EXAMPLE_SIZE)
+        shapes = {name: free if name in ("noise", "low") else None for name in inputs}
+        noise = inputs.pop("noise")
+        return torch.export.export(sampler, (noise,), inputs, dynamic_shapes=shapes, strict=False)
 
 
 def to_pt2(program: torch.export.ExportedProgram) -> bytes:
@@ -135,16 +141,22 @@ def to_pt2(program: torch.export.ExportedProgram) -> bytes:
     return sink.getvalue()
 
 
-def to_onnx(program: torch.export.ExportedProgram) -> bytes:
+def to_onnx(program: torch.export.ExportedProgram, file: NetworkFile) -> bytes:
     """One ONNX file with its weights inside."""
-    converted = torch.onnx.export(
-        program, dynamo=True, input_names=["noise", "low"], output_names=["enhanced"], verbose=False
-    )
+    import onnx  # noqa: PLC0415 - of an extra that only this job needs
+
+    names = list(example(file, EXAMPLE_SIZE))
+    converted = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["enhanced"], verbose=False)
     assert converted is not None, "the dynamo exporter returns a program"
     with tempfile.TemporaryDirectory(prefix="reddit-export-") as folder:
         path = Path(folder) / ONNX
         converted.save(str(path), external_data=False)
-        return path.read_bytes()
+        model = onnx.load(str(path))
+    if file.brightness is not None:  # an input that is an initializer too may be left out
+        default = np.array([file.brightness], dtype=np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(default, "brightness"))
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 def check_parity(file: NetworkFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
@@ -156,11 +168,13 @@ def check_parity(file: NetworkFile, steps: int, onnx_bytes: bytes, pt2_bytes: by
     session = onnx_session(onnx_bytes)
     program = torch.export.load(io.BytesIO(pt2_bytes)).module()
     for size in CHECKED_SIZES:
-        low, noise = example(file, size, seed=1)
+        inputs = example(file, size, seed=1)
+        low, noise = inputs["low"], inputs.pop("noise")
         with torch.no_grad():
-            expected = ddim_sample(file.network, noise, file.schedule, steps, low=low)
-            results = {ONNX: torch.from_numpy(run_onnx(session, noise.numpy(), low=low.numpy()))}
-            results[PT2] = program(noise, low=low)
+            expected = expected_result(file, steps, noise, low)
+            arrays = {name: value.numpy() for name, value in inputs.items()}
+            results = {ONNX: torch.from_numpy(run_onnx(session, noise.numpy(), **arrays))}
+            results[PT2] = program(noise, **inputs)
         for name, result in results.items():
             difference = float((result - expected).abs().max())
             if not difference <= TOLERANCE:
@@ -177,9 +191,19 @@ def onnx_session(onnx_bytes: bytes) -> Any:
     return onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
 
 
-def run_onnx(session: Any, noise: NDArray[np.float32], *, low: NDArray[np.float32]) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = session.run(["enhanced"], {"low": low, "noise": noise})[0]
+def run_onnx(session: Any, noise: NDArray[np.float32], **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The enhanced image; `inputs` are `low` and, where a network is told one, perhaps `brightness`."""
+    result: NDArray[np.float32] = session.run(["enhanced"], {"noise": noise, **inputs})[0]
     return result
+
+
+def expected_result(
+    file: NetworkFile, steps: int, noise: Tensor, low: Tensor, brightness: float | None = None
+) -> Tensor:
+    """The sampler's result on whole images, by default with the weights' own brightness."""
+    asked = file.brightness if brightness is None else brightness
+    gain = None if asked is None else gains_of(low, asked)
+    return with_brightness(ddim_sample(file.network, noise, file.schedule, steps, low=low, gain=gain), asked)
 
 
 def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
@@ -196,6 +220,8 @@ def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
         "inputs: `low` in [-1, 1] (sRGB) and `noise` (standard normal), float32 [batch, 3, height, width]; output: the "
         f"enhanced image in [-1, 1]; height and width must be multiples of {file.network.config.size_multiple}"
     )
+    if file.brightness is not None:
+        interface += f"; `brightness`, float32 [1]: mean luma of the result in (0, 1), {file.brightness:.3f} by default"
     card = ModelCard.from_facts(file.facts, distilled)
     facts = {**card.facts, "network": file.network.config, "schedule": file.schedule}
     return (replace(card, interface=interface, facts=facts).render() + note).encode()

@@ -27,9 +27,16 @@ from pipelines.pairs.dataset import decode_pair
 from pipelines.shards import ShardEntry
 from pipelines.trajectories.crops import cached_shard
 from pipelines.weights import load_lpips, load_student
+from reddit_core.brightness import LEAST_LUMA
 from reddit_core.lpips import Lpips
-from reddit_core.metrics import match_mean, quality
-from reddit_core.pixels import pixels_from_unit, signed_from_pixels, signed_from_unit, unit_from_signed
+from reddit_core.metrics import GIVEN, match_mean, quality, quality_given
+from reddit_core.pixels import (
+    pixels_from_unit,
+    rounded_to_8_bits,
+    signed_from_pixels,
+    signed_from_unit,
+    unit_from_signed,
+)
 
 CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
 # Equal images have an infinite PSNR, which no mean survives.
@@ -44,6 +51,9 @@ PROTOCOL = "; ".join(
         f"PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} dB",
         "SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB",
         "gt_mean scales the result to the ground truth's mean luma first, so it uses the ground truth",
+        "moments gives the result the ground truth's mean and deviation of luma first, to show how much of an error is "
+        "these two numbers",
+        "given tells networks that take a brightness that of the ground truth",
         "sharpness is the Laplacian energy of the luma over the ground truth's (1 is right), and counts only images "
         "whose ground truth is not flat",
         "LPIPS on [-1, 1], called uniform where the file has no learned channel weights, whose figures are not those "
@@ -126,7 +136,8 @@ class Judge:
             for seed in self.config.seeds if method.url else self.config.seeds[:1]:
                 estimate, cost = self.run(method, low, seed, pair["pair_id"])
                 head = {"pair_id": pair["pair_id"], "method": method.name, "steps": method.steps, "seed": seed}
-                rows.append({**head, **self.measure(estimate, normal), **cost})
+                given = self.measure_given(method, low, normal, seed, pair["normal_luma"])
+                rows.append({**head, **self.measure(estimate, normal), **given, **cost})
                 pictures.setdefault(method.key, estimate)
         shown = [encode_png(pictures[key]) for key in (*(method.key for method in self.shown), TRUTH)]
         return {
@@ -177,15 +188,18 @@ class Judge:
         return self.peak_mb[key]
 
     @torch.no_grad()
-    def compute(self, method: Method, image: torch.Tensor, seed: int) -> torch.Tensor:
-        """The method's result for an image: [1, 3, H, W] in [-1, 1] to [0, 1]."""
+    def compute(self, method: Method, image: torch.Tensor, seed: int, brightness: float | None = None) -> torch.Tensor:
+        """The method's result, [1, 3, H, W] in [-1, 1] to [0, 1]; at the network's own brightness by default."""
         if method.name == INPUT:
             return unit_from_signed(image)
         if method.name == CLAHE:
             equalized: torch.Tensor = equalize_clahe(unit_from_signed(image), CLAHE_CLIP, CLAHE_GRID)
             return equalized
         student = self.students[method.url]
-        return unit_from_signed(student.enhance_images(image, seed=seed, steps=method.steps, mode=self.config.mode))
+        enhanced = student.enhance_images(
+            image, seed=seed, steps=method.steps, mode=self.config.mode, brightness=brightness
+        )
+        return unit_from_signed(enhanced)
 
     @torch.no_grad()
     def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float | None]:
@@ -194,13 +208,29 @@ class Judge:
             unit_from_signed(signed_from_pixels(pixels[None], self.device)) for pixels in (estimate, normal)
         )
         metrics = {name: float(value) for name, value in quality(estimate_unit, normal_unit).items()}
-        for name in ("psnr", "psnr_gt_mean"):
+        for name in ("psnr", "psnr_gt_mean", "psnr_moments"):
             metrics[name] = min(metrics[name], MOST_PSNR)
         matched = match_mean(estimate_unit, normal_unit)
         for name, distance in self.distances.items():
             metrics[name] = float(distance(signed_from_unit(estimate_unit), signed_from_unit(normal_unit)))
             metrics[f"{name}_gt_mean"] = float(distance(signed_from_unit(matched), signed_from_unit(normal_unit)))
         return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def measure_given(
+        self, method: Method, low: NDArray[np.uint8], normal: NDArray[np.uint8], seed: int, brightness: float
+    ) -> dict[str, float | None]:
+        """The `_given` figures, of a result that was told the ground truth's brightness; None where none is told."""
+        if not method.url or not self.students[method.url].network.config.takes_gain:
+            return dict.fromkeys(GIVEN)
+        # A black or white ground truth has no brightness that could be asked for.
+        asked = min(max(brightness, LEAST_LUMA), 1 - LEAST_LUMA)
+        image = signed_from_pixels(low[None], self.device)
+        result = rounded_to_8_bits(self.compute(method, image, seed, asked))
+        figures = quality_given(result, unit_from_signed(signed_from_pixels(normal[None], self.device)))
+        values = {name: float(value) for name, value in figures.items()}
+        values["psnr_given"] = min(values["psnr_given"], MOST_PSNR)
+        return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 class MemoryGauge:

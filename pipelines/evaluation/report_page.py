@@ -15,10 +15,14 @@ TEMPLATE = "report.html.jinja"
 LABELS = {
     "psnr": "PSNR raw, dB",
     "psnr_gt_mean": "PSNR GT-mean, dB",
+    "psnr_moments": "PSNR after mean and deviation of luma, dB",
+    "psnr_given": "PSNR given brightness, dB",
     "ssim": "SSIM raw",
     "ssim_gt_mean": "SSIM GT-mean",
+    "ssim_given": "SSIM given brightness",
     "sharpness": "sharpness raw",
     "sharpness_gt_mean": "sharpness GT-mean",
+    "sharpness_given": "sharpness given brightness",
     "seconds_per_megapixel": "seconds per megapixel",
     "peak_mb_per_megapixel": "peak MB per megapixel",
 }

@@ -15,6 +15,11 @@ def decode_pair(row: Mapping[str, Any]) -> tuple[NDArray[uint8], NDArray[uint8]]
     return images.decode(row["low"]), images.decode(row["normal"])
 
 
+def split_brightness(manifest: Manifest, split: str = "train") -> float:
+    """Mean luma of a split's normal images, in [0, 1]."""
+    return float(manifest.facts["splits"][split]["brightness"])
+
+
 def split_shards(manifest: Manifest, split: str) -> list[ShardEntry]:
     """The shards of one split, in order.
 

@@ -9,9 +9,8 @@ from pipelines import shards, storage
 from pipelines.shards import Manifest
 
 INDEX = "index.arrow"
-INDEX_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("pair_id", "split", "scene", "shard", "sha256", "normal_sha256", "layout_scene")]
-)
+TEXTS = ("pair_id", "split", "scene", "shard", "sha256", "normal_sha256", "layout_scene")
+INDEX_SCHEMA = pa.schema([*((name, pa.string()) for name in TEXTS), ("normal_luma", pa.float64())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,7 @@ class IndexRow:
         sha256: of the pixels of both images, as in the shard.
         normal_sha256: of the normal image's pixels.
         layout_scene: the scene that the layout knows, else empty.
+        normal_luma: mean luma of the normal image, in [0, 1].
     """
 
     pair_id: str
@@ -34,6 +34,7 @@ class IndexRow:
     sha256: str
     normal_sha256: str
     layout_scene: str
+    normal_luma: float
 
 
 def read_index(url: str, manifest: Manifest) -> dict[str, IndexRow]:

@@ -111,6 +111,7 @@ def commit(
                 sha256=sha256,
                 normal_sha256=surveyed[pair_id].normal_sha256,
                 layout_scene=inventory.sources[pair_id].scene,
+                normal_luma=surveyed[pair_id].normal_luma,
             )
     manifest = Manifest(
         kind="pairs",
@@ -125,12 +126,19 @@ def commit(
 
 
 def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict[str, Any]:
-    """Pairs and scenes per split: figures that do not depend on how often the job was interrupted."""
+    """Pairs, scenes and brightness (mean luma of the normal images, [0, 1]) per split.
+
+    They do not depend on how often the job was interrupted.
+    """
     by_split: dict[str, list[IndexRow]] = defaultdict(list)
     for row in rows:
         by_split[row.split].append(row)
     splits: dict[str, dict[str, Any]] = {
-        split: {"pairs": len(members), "scenes": len({row.scene for row in members})}
+        split: {
+            "pairs": len(members),
+            "scenes": len({row.scene for row in members}),
+            "brightness": math.fsum(row.normal_luma for row in members) / len(members),
+        }
         for split, members in sorted(by_split.items())
     }
     if sum(map(len, by_split.values())) <= MOST_LISTED_PAIRS:

@@ -24,6 +24,7 @@ from PIL import Image
 from pipelines import images, shards, storage
 from pipelines.progress import Progress
 from pipelines.redaction import redact
+from reddit_core.brightness import mean_luma_of_pixels
 from reddit_core.degrade import DegradeConfig, degrade
 
 READERS = 8
@@ -44,6 +45,7 @@ class Surveyed:
         file_bytes, file_crc32: size and CRC-32 of the normal image's file, to detect a change while the job runs.
         normal_sha256: of its pixels (`images.pixel_hash`), so that it is recognized in another encoding.
         width, height: of the upright image, in pixels.
+        normal_luma: its mean luma, in [0, 1].
         problem: the reason why the normal image cannot be used, else empty.
     """
 
@@ -55,6 +57,7 @@ class Surveyed:
     normal_sha256: str = ""
     width: int = 0
     height: int = 0
+    normal_luma: float = 0.0
     problem: str = ""
 
 
@@ -156,6 +159,7 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
         normal_sha256=images.pixel_hash(image),
         width=image.width,
         height=image.height,
+        normal_luma=mean_luma_of_pixels(images.to_rgb(image)),
     )
 
 
@@ -203,7 +207,8 @@ def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueErr
     if (width, height) != (member.width, member.height):
         raise ValueError(f"its low image is {width}x{height}, but its normal one {member.width}x{member.height}")
     digest = hashlib.sha256((images.pixel_hash(image) + member.normal_sha256).encode()).hexdigest()
-    values = {"low": low, "normal": normal, "width": width, "height": height, "sha256": digest}
+    luma = {"low_luma": mean_luma_of_pixels(images.to_rgb(image)), "normal_luma": member.normal_luma}
+    values = {"low": low, "normal": normal, "width": width, "height": height, **luma, "sha256": digest}
     return {"pair_id": member.pair_id, **values}
 
 

@@ -22,7 +22,10 @@ TERM = re.compile(r"\s*([+-]?)\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([a-z_]+)\s
 # Settings that cannot be searched: locations, and whatever all trials must share to be comparable and to use one cache.
 FIXED = ("cache", "teacher", "output", "pairs", "lpips", "stages", "progressive", "trajectories", "segment")
 FIXED_PARTS = (*FIXED, "tracking", "compute", "checkpoint", "optim.steps")
-METRICS = ("psnr", "psnr_gt_mean", "ssim", "ssim_gt_mean", "sharpness", "sharpness_gt_mean")
+METRICS = (
+    *("psnr", "psnr_gt_mean", "psnr_moments", "psnr_given", "ssim", "ssim_gt_mean", "ssim_given"),
+    *("sharpness", "sharpness_gt_mean", "sharpness_given"),
+)
 SHARPNESS_GAP = "sharpness_gap"
 
 

@@ -49,7 +49,7 @@ class TrainState:
         skipped: steps of the stage whose loss or gradient was not finite.
         network: the network that is trained, float32.
         ema: its exponential moving average.
-        best: the stage's best validation so far (`loop.BEST_METRIC`).
+        best: the stage's best validation so far (`loop.BEST_METRICS`).
         validated: its last validation: `metrics`, the global `step`, and `timestamp_ms`; empty before the first.
     """
 

@@ -1,7 +1,7 @@
 """Distilling the teacher into few-step students: one training stage for each halving of the steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,7 +68,8 @@ class DistillObjective:
 
     def begin(self, context: StageContext) -> Network:
         start = load_network(self.config.teacher)
-        self.schedule, self.prediction = start.schedule, start.network.config.prediction
+        self.schedule, self.brightness = start.schedule, start.brightness
+        self.prediction = start.network.config.prediction
         self.teacher = self.stage_teacher(context)
         if self.lpips:
             self.lpips.to(context.device)
@@ -101,7 +102,7 @@ class DistillObjective:
         targets = refined_targets(
             z_t, reflectance=low_reflectance, levels=levels, weight=self.config.refine_weight, **columns
         )
-        output = network(z_t, levels.a_t, low=low)
+        output = network(z_t, levels.a_t, low=low, gain=torch.tensor(batch["gain"], device=device))
         estimate = interpret(output, z_t, levels.a_t, self.prediction)
         terms = distillation_terms(estimate, targets, x_0, eps, self.config.loss, self.lpips)
         return {"loss": total(terms, self.config.loss), **terms}
@@ -109,7 +110,7 @@ class DistillObjective:
     def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         if self.validation is None:
             return {}, None
-        return self.validation.judge(network, self.schedule, student_steps(self.config.stages[stage_index]))
+        return self.validation.judge(self.weights(network), student_steps(self.config.stages[stage_index]))
 
     def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         teacher_steps = self.config.stages[stage_index]
@@ -122,8 +123,11 @@ class DistillObjective:
             "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
         }
-        file = NetworkFile(network=network, schedule=self.schedule, facts=facts)
-        save_network(storage.join(self.config.output, student_name(teacher_steps, best=best)), file)
+        url = storage.join(self.config.output, student_name(teacher_steps, best=best))
+        save_network(url, replace(self.weights(network), facts=facts))
+
+    def weights(self, network: Network) -> NetworkFile:
+        return NetworkFile(network=network, schedule=self.schedule, brightness=self.brightness)
 
 
 def make_stream(config: DistillConfig) -> Stream:

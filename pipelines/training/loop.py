@@ -5,6 +5,7 @@ state of a run but its weights: the records that come next (`order.py`), the noi
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.trajectories.crops import Batch
 
 # The validation metric by which the best weights of a stage are kept.
-BEST_METRIC = "psnr"
+BEST_METRICS = ("psnr_given", "psnr")
 # Steps between two checks for preemption, which all workers wait for.
 PREEMPTION_EVERY = 10
 
@@ -152,7 +153,7 @@ class Worker:
         z, level = torch.zeros(1, 3, size, size, device=self.device), torch.ones(1, device=self.device)
         # Not compiled, because no batch has this size.
         with torch.compiler.set_stance("force_eager") if self.loop.optim.compile else nullcontext():
-            parallel(z, level, low=z).sum().backward()
+            parallel(z, level, low=z, gain=level).sum().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -279,8 +280,9 @@ class Worker:
         step = state.global_step(self.loop.optim)
         state.validated = {"metrics": metrics, "step": step, "timestamp_ms": now_ms()}
         self.log_validation()
-        if self.metrics and self.metrics[BEST_METRIC] > state.best:
-            state.best = self.metrics[BEST_METRIC]
+        best = next((self.metrics[name] for name in BEST_METRICS if name in self.metrics), -math.inf)
+        if best > state.best:
+            state.best = best
             self.loop.objective.save(state.stage_index, state.ema_network, self.metrics, best=True)
         if self.writer:
             if grid is not None:

@@ -20,7 +20,7 @@ from reddit_core.networks import Network
 class Forward(Protocol):
     """A network's forward pass: the network itself, compiled, data-parallel or under autocast."""
 
-    def __call__(self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Tensor:
         """The network's output for the noisy images `z`."""
 
 

@@ -26,9 +26,9 @@ def compiled(network: Network, device: torch.device) -> Forward:
 def in_precision(network: Forward, device: torch.device, chosen: Precision) -> Forward:
     """The network as objectives call it: float32 in and out, in the chosen precision within."""
 
-    def forward(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Tensor:
+    def forward(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Tensor:
         with precision.autocast(device, chosen):
-            return network(z.float(), sqrt_alpha_bar.float(), low=low.float()).float()
+            return network(z.float(), sqrt_alpha_bar.float(), low=low.float(), gain=gain).float()
 
     return forward
 

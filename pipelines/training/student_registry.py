@@ -59,5 +59,5 @@ def example_image(config: DistillConfig) -> NDArray[np.uint8]:
     validation = ValidationImages(config.pairs, look)
     if not config.pairs or not validation.has_images:
         return np.zeros((1, EXAMPLE_SIDE, EXAMPLE_SIDE, 3), np.uint8)
-    low, _ = validation.images[0]
+    low = validation.images[0].low
     return low[None]

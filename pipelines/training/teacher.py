@@ -1,7 +1,9 @@
 """Trains the many-step teacher: ordinary diffusion training on crops of the pairs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +14,9 @@ from pipelines import shards, storage
 from pipelines.cluster import check_room
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import SegmentConfig
-from pipelines.pairs.dataset import split_shards
+from pipelines.pairs.dataset import split_brightness, split_shards
 from pipelines.reporting import Report
-from pipelines.shards import shards_hash
+from pipelines.shards import Manifest, shards_hash
 from pipelines.tracking import RunHandle, tracked_run
 from pipelines.training import runs
 from pipelines.training.loop import Loop, check_workers
@@ -26,7 +28,7 @@ from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather
 from pipelines.weights import load_network, save_network
 from reddit_core.diffusion import add_noise
 from reddit_core.losses import teacher_loss
-from reddit_core.networks import Network, build
+from reddit_core.networks import Network, NetworkConfig, build, kind_of
 from reddit_core.pixels import signed_from_pixels
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
@@ -38,7 +40,7 @@ SPAN_SAMPLES = 512
 
 @dataclass
 class TeacherObjective:
-    """The denoising loss of `TeacherConfig.unet` at continuous noise levels."""
+    """The denoising loss of `TeacherConfig.network_config` at continuous noise levels."""
 
     config: TeacherConfig
     validation: ValidationImages
@@ -48,7 +50,7 @@ class TeacherObjective:
         return ("teacher",)
 
     def begin(self, context: StageContext) -> Network:
-        network = build(self.config.unet)
+        network = build(self.config.network_config)
         if self.config.init:
             network.load_state_dict(load_network(self.config.init).network.state_dict())
         return network.to(context.device)
@@ -58,21 +60,30 @@ class TeacherObjective:
         low, normal = signed_from_pixels(batch["low"], device), signed_from_pixels(batch["normal"], device)
         level = draw_training_levels(self.config.schedule, len(low), generator)
         eps = torch.randn(normal.shape, generator=generator, device=device)
-        output = network(add_noise(normal, eps, level), level, low=low)
-        return {"loss": teacher_loss(output, normal, eps, level, self.config.unet.prediction)}
+        gain = torch.tensor(batch["gain"], device=device)
+        output = network(add_noise(normal, eps, level), level, low=low, gain=gain)
+        return {"loss": teacher_loss(output, normal, eps, level, self.config.network_config.prediction)}
 
     def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-        return self.validation.judge(network, self.config.schedule, self.config.validation_steps)
+        return self.validation.judge(self.weights(network), self.config.validation_steps)
 
     def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         facts = {
             "role": "teacher",
-            "pairs_key": shards.read_manifest(self.config.pairs, "pairs").key,
+            "pairs_key": self.manifest.key,
             "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
         }
-        file = NetworkFile(network=network, schedule=self.config.schedule, facts=facts)
-        save_network(storage.join(self.config.output, BEST_WEIGHTS if best else WEIGHTS), file)
+        url = storage.join(self.config.output, BEST_WEIGHTS if best else WEIGHTS)
+        save_network(url, replace(self.weights(network), facts=facts))
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return shards.read_manifest(self.config.pairs, "pairs")
+
+    def weights(self, network: Network) -> NetworkFile:
+        brightness = split_brightness(self.manifest) if network.config.takes_gain else None
+        return NetworkFile(network=network, schedule=self.config.schedule, brightness=brightness)
 
 
 def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
@@ -132,9 +143,13 @@ def check_inputs(config: TeacherConfig) -> None:
     if not config.init:
         return
     file = load_network(config.init)
-    has = {"unet": asdict(file.network.config), "schedule": asdict(file.schedule)}
-    wanted = {"unet": asdict(config.unet), "schedule": asdict(config.schedule)}
+    has = {**describe(file.network.config), "schedule": asdict(file.schedule)}
+    wanted = {**describe(config.network_config), "schedule": asdict(config.schedule)}
     shards.require_match(has, wanted, config.init)
+
+
+def describe(config: NetworkConfig) -> dict[str, Any]:
+    return {"network": kind_of(config), "settings": asdict(config)}
 
 
 def train_teacher(config: TeacherConfig) -> Report:
@@ -166,7 +181,7 @@ def plan_train_teacher(config: TeacherConfig) -> Report:
     """The plan of `train_teacher` (`--dry-run`)."""
     check_inputs(config)
     order = make_stream(config).stages[0].order
-    parameters = sum(parameter.numel() for parameter in build(config.unet).parameters())
+    parameters = sum(parameter.numel() for parameter in build(config.network_config).parameters())
     row = {
         "parameters": parameters,
         "images": order.num_records // config.crops_per_image,

@@ -19,6 +19,7 @@ from pipelines import shards
 from pipelines.config.parts import SegmentConfig, require
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.shards import Manifest, ShardEntry
+from reddit_core.brightness import exposure_gain
 from reddit_core.networks import Network
 
 Batch = dict[str, NDArray[Any]]
@@ -90,11 +91,16 @@ def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArr
 def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) -> dict[str, Any]:
     """The columns of one crop: its pair, where it was cut, and both images, uint8 [crop, crop, 3].
 
+    `gain` is the exposure gain of the pair's whole images, whatever part of them the crop shows.
+
     A column that is added here reaches every batch, of teachers and of students; `trajectory_schema` lists those that
     a cache keeps.
     """
     pair, crop, draw = locate_record(shard.start + row, segment)
-    pair_id = cached_shard(url, shard.pairs).column("pair_id")[pair].as_py()
+    table = cached_shard(url, shard.pairs)
+    pair_id, low_luma, normal_luma = (
+        table.column(name)[pair].as_py() for name in ("pair_id", "low_luma", "normal_luma")
+    )
     scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
     low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
     y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
@@ -105,6 +111,7 @@ def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) ->
         "crop_x": x,
         "flip": flip,
         "draw": draw,
+        "gain": np.float32(exposure_gain(normal_luma, low_luma)),
         "low": cut(low, y, x, segment.crop, flip),
         "normal": cut(normal, y, x, segment.crop, flip),
     }

@@ -45,15 +45,15 @@ def teacher_targets(network: Network, records: Mapping[str, NDArray[Any]], preci
     """
     device = next(network.parameters()).device
     low, normal = signed_from_pixels(records["low"], device), signed_from_pixels(records["normal"], device)
-    eps = torch.tensor(records["eps"], device=device)
+    eps, gain = (torch.tensor(records[name], device=device) for name in ("eps", "gain"))
     levels = to_levels(records, device)
 
-    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor) -> Estimate:
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         with autocast(device, precision):
-            return predict(network, z, sqrt_alpha_bar, low=low)
+            return predict(network, z, sqrt_alpha_bar, low=low, gain=gain)
 
     with torch.inference_mode():
-        return target_columns(teacher_segment(denoise, normal, eps, levels, low=low), levels)
+        return target_columns(teacher_segment(denoise, normal, eps, levels, low=low, gain=gain), levels)
 
 
 class TeacherActor:

@@ -100,8 +100,8 @@ def test_several_caches_that_fit_are_refused_by_how_they_differ(tmp_path: Path) 
 
 def test_a_cache_of_another_schema_version_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cache(tmp_path, precision="bf16")
-    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "trajectories", 2)
-    with pytest.raises(ValueError, match=r"trajectories of schema 1, but trajectories of schema 2 are needed"):
+    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "trajectories", 3)
+    with pytest.raises(ValueError, match=r"trajectories of schema 2, but trajectories of schema 3 are needed"):
         find(tmp_path)
     fitting = write_cache(tmp_path)
     assert find(tmp_path) == fitting

@@ -15,7 +15,9 @@ from pipelines.enhancement import exporting
 from pipelines.enhancement.exporting import export, onnx_session, plan_export, run_onnx
 from pipelines.model_card import HEADING
 from pipelines.weights import save_network
+from reddit_core.brightness import mean_luma
 from reddit_core.networks import Prediction
+from reddit_core.networks.film_unet import FilmUNet, FilmUNetConfig
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.sampler import ddim_sample
 from reddit_core.schedule import NoiseSchedule
@@ -57,6 +59,29 @@ def test_exports_give_the_samplers_results(
             torch.testing.assert_close(program(noise, low=low), expected, atol=1e-4, rtol=0)
         result = run_onnx(session, noise.numpy(), low=low.numpy())
         np.testing.assert_allclose(result, expected.numpy(), atol=1e-4, rtol=0)
+
+
+def test_brightness_is_an_input_with_a_default(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = FilmUNet(FilmUNetConfig(channels=(8, 16), norm_groups=4, embedding_channels=16)).eval()
+    file = NetworkFile(network=network, brightness=0.45, facts={"num_steps": 2})
+    weights, output = tmp_path / "student.safetensors", tmp_path / "exported"
+    save_network(str(weights), file)
+    export(ExportConfig(weights=str(weights), output=str(output)))
+    assert "0.450 by default" in (output / "README.md").read_text()
+    session = onnx_session((output / "student.onnx").read_bytes())
+    program = torch.export.load(io.BytesIO((output / "student.pt2").read_bytes())).module()
+    low, noise = torch.rand(1, 3, 20, 34) * 0.2 - 1, torch.randn(1, 3, 20, 34)
+    for brightness in (0.45, 0.3):
+        asked = torch.tensor([brightness])
+        with torch.no_grad():
+            expected = exporting.expected_result(file, 2, noise, low, brightness)
+            torch.testing.assert_close(program(noise, low=low, brightness=asked), expected, atol=1e-4, rtol=0)
+        assert mean_luma((expected + 1) / 2).item() == pytest.approx(brightness, abs=0.01)
+        given = run_onnx(session, noise.numpy(), low=low.numpy(), brightness=asked.numpy())
+        np.testing.assert_allclose(given, expected.numpy(), atol=1e-4, rtol=0)
+        if brightness == file.brightness:
+            np.testing.assert_array_equal(run_onnx(session, noise.numpy(), low=low.numpy()), given)
 
 
 def test_a_card_is_made_where_there_is_none(tmp_path: Path) -> None:

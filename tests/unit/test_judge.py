@@ -34,7 +34,8 @@ def write_pairs(url: str, num_shards: int) -> None:
 
     def write(number: int) -> ShardEntry:
         image = encode_png(np.full((32, 32, 3), number, np.uint8))
-        row = {"pair_id": f"p{number}", "low": image, "normal": image, "width": 32, "height": 32, "sha256": "0"}
+        head = {"pair_id": f"p{number}", "low": image, "normal": image, "width": 32, "height": 32}
+        row = {**head, "low_luma": number / 255, "normal_luma": number / 255, "sha256": "0"}
         return shards.write_shard(url, f"v-{number}", pa.Table.from_pylist([row], PAIR_SCHEMA), split="validation")
 
     entries = tuple(write(number) for number in range(num_shards))

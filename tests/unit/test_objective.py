@@ -109,7 +109,7 @@ def test_the_columns_of_a_target_are_those_of_the_schema_and_of_the_teacher(tiny
     rng = np.random.default_rng(0)
     eps = rng.standard_normal((BATCH_SIZE, 3, 16, 16)).astype(np.float32)
     levels = np.tile([0.3, 0.6, 0.8], (BATCH_SIZE, 1))
-    records = {**images(0), "eps": eps, "levels": levels}
+    records = {**images(0), "eps": eps, "gain": np.full(BATCH_SIZE, 8, np.float32), "levels": levels}
     targets = teacher_targets(tiny_unet, records, "fp32")
     assert tuple(targets) == TARGET_COLUMNS
     assert {(value.dtype, tuple(value.shape)) for value in targets.values()} == {

@@ -23,6 +23,8 @@ def pair_table(rows: int = 3) -> pa.Table:
         "normal": [bytes([row + 100]) * 20 for row in range(rows)],
         "width": [64] * rows,
         "height": [48] * rows,
+        "low_luma": [0.05] * rows,
+        "normal_luma": [0.45] * rows,
         "sha256": [f"{row:064x}" for row in range(rows)],
     }
     return pa.table(columns, schema=shards.PAIR_SCHEMA)
@@ -39,6 +41,7 @@ def trajectory_table(rows: int, crop: int) -> pa.Table:
         "crop_x": [2] * rows,
         "flip": [True] * rows,
         "draw": [0] * rows,
+        "gain": [9.0] * rows,
         "seed": [2**63 + row for row in range(rows)],
         "nodes": [[2, 1, 0]] * rows,
         "levels": [[0.5, 0.7, 1.0]] * rows,
@@ -166,12 +169,12 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
         ({"kind": "trajectories"}, r"holds trajectories, but pairs are needed; give their URL"),
         (
             {"schema_version": 99},
-            r"holds pairs of schema 99, but pairs of schema 1 are needed; update this code, or make them again with "
+            r"holds pairs of schema 99, but pairs of schema 2 are needed; update this code, or make them again with "
             r"jobs/ingest\.py and another --output$",
         ),
         (
-            {"schema_version": 0},
-            r"holds pairs of schema 0, but pairs of schema 1 are needed; make them again with jobs/ingest\.py and",
+            {"schema_version": 1},
+            r"holds pairs of schema 1, but pairs of schema 2 are needed; make them again with jobs/ingest\.py and",
         ),
     ],
 )
@@ -188,12 +191,14 @@ def test_pairs_and_trajectories_have_a_version_each(tmp_path: Path, monkeypatch:
     pairs, cache = str(tmp_path / "pairs"), str(tmp_path / "cache")
     shards.write_manifest(pairs, manifest_of())
     shards.write_manifest(cache, replace(manifest_of(), kind="trajectories"))
-    assert shards.schema_spec("trajectories") == {}, "the keys of version 1 do not say it"
-    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "trajectories", 2)
+    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "trajectories", 3)
     assert shards.read_manifest(pairs, "pairs") == manifest_of()
-    with pytest.raises(OtherVersionError, match=r"trajectories of schema 1, but trajectories of schema 2 are needed"):
+    with pytest.raises(OtherVersionError, match=r"trajectories of schema 2, but trajectories of schema 3 are needed"):
         shards.read_manifest(cache, "trajectories")
-    assert shards.schema_spec("pairs") == {} and shards.schema_spec("trajectories") == {"schema_version": 2}
+    assert shards.schema_spec("pairs") == {"schema_version": 2}
+    assert shards.schema_spec("trajectories") == {"schema_version": 3}
+    monkeypatch.setitem(shards.SCHEMA_VERSIONS, "pairs", 1)
+    assert shards.schema_spec("pairs") == {}, "the keys of version 1 do not say it"
 
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
@@ -202,7 +207,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         shards.read_manifest(str(tmp_path), "pairs")
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "pairs", "schema_version": 1}', "null"])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "pairs", "schema_version": 2}', "null"])
 def test_json_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest.json lacks or misnames a field \(.*\); make it again"):

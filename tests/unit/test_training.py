@@ -67,7 +67,13 @@ def records(positions: np.ndarray) -> Batch:
         image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         names = ("eps", "x_u", "x_target_0")
         floats = {name: rng.standard_normal((3, 16, 16)).astype(np.float32) for name in names}
-        return {"low": image // 8, "normal": image, **floats, "levels": np.array([0.3, 0.6, 0.8])}
+        columns = {
+            "low": image // 8,
+            "normal": image,
+            "gain": np.array(8, np.float32),
+            "levels": np.array([0.3, 0.6, 0.8]),
+        }
+        return {**columns, **floats}
 
     drawn = [draw(int(position)) for position in positions]
     return {**{name: np.stack([row[name] for row in drawn]) for name in drawn[0]}, "position": positions}

@@ -15,7 +15,8 @@ from reddit_core.student import Student
 from reddit_core.weights import NetworkFile, decode_network
 
 MODULE = "student_model"
-PARAMS = ("steps", "seed", "tile", "overlap")
+# Whole numbers, and one that is not.
+PARAMS, BRIGHTNESS = ("steps", "seed", "tile", "overlap"), "brightness"
 
 
 class StudentModel:
@@ -27,14 +28,13 @@ class StudentModel:
     def predict(self, images: NDArray[np.uint8], params: Mapping[str, Any]) -> NDArray[np.uint8]:
         """Enhanced images, uint8 [N, H, W, 3] like the input; one at a time, so memory does not grow with N.
 
-        `params` holds `steps` (sampling steps), `seed` (of the sampler's noise), `tile` and `overlap` (in pixels).
+        `params` holds `steps` (sampling steps), `seed` (of the sampler's noise), `tile` and `overlap` (in pixels), and
+        `brightness` (mean luma of every result in (0, 1); 0 takes the weights' own).
         """
-        steps, seed, tile, overlap = (int(params[name]) for name in PARAMS)
+        settings: dict[str, Any] = {name: int(params[name]) for name in PARAMS}
+        brightness = float(params[BRIGHTNESS]) or None
         return np.stack(
-            [
-                self.student.enhance(np.asarray(image), seed=seed, steps=steps, tile=tile, overlap=overlap)
-                for image in images
-            ]
+            [self.student.enhance(np.asarray(image), brightness=brightness, **settings) for image in images]
         )
 
 

@@ -142,7 +142,9 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 
     evaluated: list[UNet] = []
 
-    def watched(self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor) -> torch.Tensor:
+    def watched(
+        self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor, gain: torch.Tensor | None = None
+    ) -> torch.Tensor:
         evaluated.append(self)
         return torch.zeros_like(z)
 
