@@ -227,7 +227,7 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
     monkeypatch.setattr(distillation, "RECORDS_PER_SHARD", made.cache.records_per_shard)
     config = distill_config(made, "never")
     cached, online = (
-        make_stream(replace(config, trajectories=place)).load(2, 4, 0, 1) for place in ("cache", "online")
+        make_stream(setting).load(2, 4, 0, 1) for setting in (config, replace(config, trajectories="online", cache=""))
     )
     streaming = make_stream(replace(config, trajectories="stream", cache="", teacher_actors=2))
     blocks = list(make_dataset(streaming, 0, 1).iter_batches(batch_size=4, batch_format="numpy"))

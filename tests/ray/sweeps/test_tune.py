@@ -150,7 +150,8 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(UNet, "forward", watched)
     for trajectories, networks in (("cache", 1), ("online", 3)):
-        setting = replace(config, trajectories=trajectories)
+        cache = config.cache if trajectories == "cache" else ""
+        setting = replace(config, trajectories=trajectories, cache=cache)
         objective = distillation.make_loop(setting, tracking.OFF, "").objective
         student = objective.begin(stage_context)
         stage = distillation.make_stream(setting).stages[0]
