@@ -4,6 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Tests run in so many processes; the tests of a file stay in one, and the long ones of tests/ray begin first.
 WORKERS ?= 2
+# The tests start some hundred processes, each of which would compile the code anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo demo-from-scratch check test test-all lint ui clean

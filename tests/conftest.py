@@ -26,6 +26,8 @@ TESTS = Path(__file__).parent
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 # Folders whose name is the marker of every test below them.
 MARKED_FOLDERS = ("ray", "gpu")
+# The groups of tests that take longest begin first, so that no process is left with one of them at the end.
+LONGEST = ("mlflow", str(TESTS / "ray" / "test_pipeline.py"))
 # Where the tests for a GPU run; `cpu` shows on any machine that they are sound themselves.
 GPU_TESTS_ON = os.environ.get("REDDIT_GPU_TESTS_ON", "cuda")
 
@@ -34,7 +36,7 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their folder, keeps those of a file in one process, and skips those for a GPU without one."""
+    """Marks tests by their folder, groups and orders them for parallel runs, and skips those for a GPU without one."""
     without_gpu = pytest.mark.skip(reason="needs a CUDA device, and torch finds none here")
     for item in items:
         for folder in MARKED_FOLDERS:
@@ -44,6 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
         if item.get_closest_marker("gpu") and GPU_TESTS_ON == "cuda" and not torch.cuda.is_available():
             item.add_marker(without_gpu)
+    items.sort(key=lambda item: -(group_of(item) in LONGEST))
+
+
+def group_of(item: pytest.Item) -> str:
+    """The tests of a group run in one process, one after the other."""
+    mark = item.get_closest_marker("xdist_group")
+    assert mark
+    return str(mark.args[0])
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +95,7 @@ def ray_cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never somebody's own cluster
+        patch.setenv("RAY_worker_niceness", "0")  # as urgent as the tests that wait for them
         cluster.start_ray()
         yield
         ray.shutdown()

@@ -35,13 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import (
-    CheckpointConfig,
-    OptimConfig,
-    Precision,
-    StudentTrackingConfig,
-    TrainingComputeConfig,
-)
+from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.reporting import Report
 from pipelines.tracking.run import OFF
 from pipelines.training.distillation import DistillObjective
@@ -49,6 +43,7 @@ from pipelines.training.loop import Loop, Worker
 from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.pixels import signed_from_pixels
+from reddit_core.precision import Precision
 from reddit_core.retinex import ReflectanceConfig, reflectance
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile

@@ -19,11 +19,10 @@ import tyro
 from measuring import DeviceName, pick_device
 from rich.console import Console
 
-from pipelines.config.parts import Precision
 from pipelines.reporting import Report, show
 from pipelines.weights import load_student
 from reddit_core.pixels import signed_from_pixels
-from reddit_core.precision import autocast
+from reddit_core.precision import Precision, autocast
 from reddit_core.sampler import seeded_noise
 
 STEPS = (1, 2, 4, 8)
@@ -92,7 +91,7 @@ def bench(settings: Settings) -> Report:
         }
         for steps in STEPS
     ]
-    facts = {"side": side, "tile": settings.tile, "threads": settings.threads}
+    facts: dict[str, object] = {"side": side, "tile": settings.tile, "threads": settings.threads}
     facts |= {"device": str(device), "precision": settings.precision}
     return Report(title="Enhancement against bare forwards", rows=rows, facts=facts)
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,12 +24,13 @@ from rich.console import Console
 
 from pipelines import cluster, shards
 from pipelines.config.jobs import PrecomputeConfig
-from pipelines.config.parts import Precision, SegmentConfig, TrainingComputeConfig
+from pipelines.config.parts import SegmentConfig, TrainingComputeConfig
 from pipelines.reporting import Report, show
 from pipelines.trajectories.crops import plan_record_shards
 from pipelines.trajectories.precompute import precompute
 from pipelines.trajectories.records import load_records, with_noise
 from pipelines.trajectories.teachers import TeacherActor
+from reddit_core.precision import Precision
 from reddit_core.schedule import NoiseSchedule
 
 TARGET = 0.95
@@ -77,7 +79,8 @@ class BareTeacher:
 
 def bare_rate(config: PrecomputeConfig, device: str, batches: int) -> float:
     gpus = 1 if device == "cuda" else 0
-    teacher = BareTeacher.options(num_cpus=1, num_gpus=gpus).remote(config, device)
+    remote: Any = BareTeacher  # with what @ray.remote added
+    teacher = remote.options(num_cpus=1, num_gpus=gpus).remote(config, device)
     rate = ray.get(teacher.records_per_second.remote(batches))
     ray.kill(teacher)
     return float(rate)
@@ -118,7 +121,7 @@ def bench(settings: Settings) -> Report:
             whole = precompute_rate(replace(config, output=f"{config.output}-{number}"))
             rows.append({"round": number + 1, "bare": bare, "precompute": whole, "ratio": whole / bare})
             print(f"round {number + 1}: bare {bare:.1f}, precompute {whole:.1f} records/s", flush=True)
-    facts = {"median": statistics.median(row["ratio"] for row in rows), "wanted": TARGET}
+    facts: dict[str, object] = {"median": statistics.median(row["ratio"] for row in rows), "wanted": TARGET}
     facts |= {
         **facts_about(device, size),
         "precision": settings.precision,

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -66,7 +66,8 @@ def forward(unet: UNet, size: Size, device: torch.device, variant: Variant) -> C
     layout = torch.channels_last if channels_last else torch.contiguous_format
     z, low = (torch.randn(size.batch, 3, size.crop, size.crop).to(device, memory_format=layout) for _ in range(2))
     level = torch.full((size.batch,), 0.5, device=device)
-    network: Callable[..., torch.Tensor] = copy.deepcopy(unet).to(device, memory_format=layout).eval()
+    own: Any = copy.deepcopy(unet)  # the stubs of Module.to know no memory_format
+    network: Callable[..., torch.Tensor] = own.to(device, memory_format=layout).eval()
     if variant in ("compile", "graphs"):
         network = torch.compile(network, mode="reduce-overhead" if variant == "graphs" else None)
 
@@ -130,7 +131,7 @@ def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
     every: tuple[Variant, ...] = ("plain", "bf16", "channels_last", "compile")
     variants = settings.variants or (*every, *(("graphs",) if device.type == "cuda" else ()))
     product, product_flops = matmul(device)
-    calls = {variant: forward(unet, size, device, variant) for variant in variants}
+    calls: dict[str, Call] = {variant: forward(unet, size, device, variant) for variant in variants}
     costs = take_turns({"matmul": product, **calls}, settings.rounds, device)
     flops, seconds = flops_of(unet, size), {name: seconds_of(values) for name, values in costs.items()}
     peak = product_flops / seconds["matmul"]

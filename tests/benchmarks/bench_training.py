@@ -12,8 +12,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,6 @@ from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.config.parts import (
     CheckpointConfig,
     OptimConfig,
-    Precision,
     SegmentConfig,
     StudentTrackingConfig,
     TrainingComputeConfig,
@@ -44,6 +44,7 @@ from pipelines.training.objective import Forward, StepContext
 from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.precompute import precompute
 from reddit_core.networks import Network
+from reddit_core.precision import Precision
 
 RAY_TARGET, TWO_TARGET = 0.95, 0.9
 STAGE = 16
@@ -146,17 +147,19 @@ def measure(settings: Settings, config: DistillConfig, device: torch.device) -> 
     """The cost of a step of each kind, for every round."""
     stream, twice = make_stream(config), replace(config.optim, batch_size=2 * config.optim.batch_size)
     batches = [stream.load(step, step + 1, 0, 1) for step in range(min(8, settings.steps))]
-    gpus, rounds = int(device.type == "cuda"), []
+    gpus = int(device.type == "cuda")
+    rounds: list[dict[str, Cost]] = []
 
     def bare() -> Cost:
         task = bare_loop.options(num_cpus=1, num_gpus=gpus).remote(config, device.type, batches)
-        return ray.get(task)  # type: ignore[no-any-return]
+        return ray.get(task)
 
     for number in range(settings.rounds):
-        kinds = {"bare": bare, "ray": lambda number=number: through_ray(config, f"{config.output}-{number}")}
+        kinds: dict[str, Callable[[], Cost]] = {}
+        kinds |= {"bare": bare, "ray": partial(through_ray, config, f"{config.output}-{number}")}
         if settings.two:
             two = replace(config, optim=twice, compute=replace(config.compute, workers=2, cpus_per_worker=0.5))
-            kinds["two"] = lambda number=number, two=two: through_ray(two, f"{config.output}-two-{number}")
+            kinds["two"] = partial(through_ray, two, f"{config.output}-two-{number}")
         rounds.append({})
         for name, kind in kinds.items():
             cost = rounds[-1][name] = kind()

@@ -12,7 +12,6 @@ from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import (
     CheckpointConfig,
     OptimConfig,
-    Precision,
     SegmentConfig,
     StudentTrackingConfig,
     TrainingComputeConfig,
@@ -22,6 +21,7 @@ from pipelines.training.distillation import distill
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.precision import Precision
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
 
@@ -83,7 +83,7 @@ def distilled(cache: PrecomputeConfig, folder: Path, optim: OptimConfig) -> torc
         stages=(4,),
         segment=SEGMENT,
         optim=optim,
-        compute=cache.compute,
+        compute=TrainingComputeConfig(threads=1, gpu=cache.compute.gpu),
         checkpoint=CheckpointConfig(every=4, validate_every=0),
         tracking=StudentTrackingConfig(enabled=False),
     )

@@ -9,13 +9,7 @@ import torch
 from ray.train import Checkpoint
 
 from pipelines.config.jobs import DistillConfig
-from pipelines.config.parts import (
-    CheckpointConfig,
-    OptimConfig,
-    Precision,
-    StudentTrackingConfig,
-    TrainingComputeConfig,
-)
+from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking.run import OFF
 from pipelines.training import checkpoints
@@ -26,6 +20,7 @@ from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
+from reddit_core.precision import Precision
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
 
@@ -76,15 +71,16 @@ def begin(loop: Loop, device: torch.device) -> Worker:
 def test_bf16_steps_learn_and_leave_float32_weights(loop: Loop, device: torch.device) -> None:
     worker = begin(loop, device)
     train(worker, 1)
-    first = float(worker.progress.terms["distill"])
+    first = float(worker.meter.terms["distill"])
     train(worker, 30)
     assert worker.state.skipped == 0
-    assert float(worker.progress.terms["distill"]) < 0.95 * first
+    assert float(worker.meter.terms["distill"]) < 0.95 * first
     kinds = {(value.dtype, value.device.type) for value in worker.state.network.parameters()}
     assert kinds == {(torch.float32, device.type)}
 
 
 def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None:
+    assert isinstance(loop.objective, DistillObjective)
     config = replace(loop.objective.config, trajectories="online", cache="", pairs=".")
     worker = begin(replace(loop, objective=DistillObjective(config, None, "")), device)
     before = {name: value.clone() for name, value in worker.state.network.state_dict().items()}

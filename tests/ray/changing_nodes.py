@@ -1,24 +1,24 @@
 """A cluster of three nodes with S3 as all that they share: one node dies and another joins, in precompute and distill.
 
-python tests/ray/changing_nodes.py LOCAL_PAIRS
+python -m tests.ray.changing_nodes LOCAL_PAIRS
 
 Each node has a loopback address of its own, so that to the jobs they are three machines.
 """
 
+import logging
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from processes import started
 from ray.cluster_utils import Cluster
 
 from jobs import distill, precompute
 from jobs.cli import USAGE_ERROR, main
 from pipelines import storage
+from tests.ray.processes import started, wait_until
 
 PRECOMPUTE = """--pairs s3://data/pairs --teacher s3://data/teacher.safetensors --output s3://data/changed --stages 4
     --segment.crop 32 --segment.crops 40 --records-per-shard 12 --batch-size 4 --compute.threads 1"""
@@ -26,19 +26,11 @@ DISTILL = """--pairs s3://data/pairs --teacher s3://data/teacher.safetensors --c
     --segment.crop 32 --segment.crops 40 --output s3://data/students --optim.steps 1500 --optim.batch-size 4
     --optim.warmup-steps 2 --checkpoint.every 50 --checkpoint.validate-every 0 --compute.workers 1:2
     --compute.cpus-per-worker 2 --compute.threads 1 --tracking.no-enabled"""
-START_TIMEOUT_S = 300
 
 
 def runs(node: Any, name: str) -> bool:
     """Whether a process of this kind belongs to the node."""
     return bool(started(name, below=node.all_processes["raylet"][0].process.pid))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def num_files(url: str, end: str) -> int:
@@ -67,21 +59,21 @@ def main_script() -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=3, node_ip_address=f"127.0.0.{number}") for number in (2, 3)]
-    ray.init(address=cluster.address, logging_level="ERROR")
+    ray.init(address=cluster.address, logging_level=logging.ERROR)
     print("machines", len({node["NodeManagerAddress"] for node in ray.nodes()}), flush=True)
     assert refused(precompute.JOB, PRECOMPUTE.replace("s3://data/pairs", local_pairs).split())
     assert refused(distill.JOB, DISTILL.replace("s3://data/students", "runs/students").split())
 
     job = threading.Thread(target=main, args=(precompute.JOB, PRECOMPUTE.split()))
     job.start()
-    wait_for(lambda: num_files("s3://data/changed", ".arrow") >= 3)
+    wait_until(lambda: num_files("s3://data/changed", ".arrow") >= 3)
     change(cluster, nodes, "TeacherActor", "127.0.0.4")
     print("changed after", num_files("s3://data/changed", ".json"), "shards", flush=True)
     job.join()
 
     job = threading.Thread(target=main, args=(distill.JOB, DISTILL.split()))
     job.start()
-    wait_for(lambda: num_files("s3://data/students/checkpoints", ".safetensors") >= 1)
+    wait_until(lambda: num_files("s3://data/students/checkpoints", ".safetensors") >= 1)
     change(cluster, nodes, "RayTrainWorker", "127.0.0.5")
     print("changed while", "training" if job.is_alive() else "nothing ran", flush=True)
     job.join()

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import boto3
 import pytest
+
+if TYPE_CHECKING:
+    from tests.ray.tiny import Tiny
 
 START_TIMEOUT_S = 240
 S3_SECRET = "hush-7d1f0c5e2a9b4863"
@@ -200,6 +203,26 @@ def s3_gateway() -> Iterator[type[FaultyGateway]]:
 @pytest.fixture(scope="session")
 def ray_cluster(s3_gateway: type[FaultyGateway], ray_cluster: None) -> None:
     """The session's cluster, started when the environment already says where the object store will be."""
+
+
+@pytest.fixture(scope="session")
+def tiny(
+    ray_cluster: None, make_lol_folder: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> "Tiny":
+    """Pair shards and an untrained teacher."""
+    from tests.ray.tiny import make_tiny  # noqa: PLC0415 - slow to import
+
+    root = tmp_path_factory.mktemp("tiny")
+    return make_tiny(root, make_lol_folder(root / "LOLv1"))
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny: "Tiny") -> "Tiny":
+    """The same, once the teacher's caches of stages 4 and 2 are there."""
+    from pipelines.trajectories.precompute import precompute  # noqa: PLC0415 - slow to import
+
+    precompute(tiny.precompute())
+    return tiny
 
 
 class Bucket:

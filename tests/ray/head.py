@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from pipelines import LOOPBACK
+from tests.ray.processes import ROOT
 
-ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 240
 JOB_TIMEOUT_S = 400
 STOP_TIMEOUT_S = 60

@@ -1,21 +1,21 @@
 """Precompute on a cluster of three nodes; the one that holds the teacher actor is killed midway.
 
-python tests/ray/lose_a_node.py PAIRS TEACHER OUTPUT
+python -m tests.ray.lose_a_node PAIRS TEACHER OUTPUT
 """
 
+import logging
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 import ray
-from processes import started
 from ray.cluster_utils import Cluster
 
 from pipelines.config.jobs import PrecomputeConfig
 from pipelines.config.parts import ComputeConfig, SegmentConfig
 from pipelines.trajectories.precompute import precompute
+from tests.ray.processes import started, wait_until
 
 
 def holds_the_teacher(raylet: int) -> bool:
@@ -27,7 +27,7 @@ def main() -> None:
     os.environ.pop("RAY_ADDRESS", None)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
-    ray.init(address=cluster.address, logging_level="ERROR")
+    ray.init(address=cluster.address, logging_level=logging.ERROR)
     config = PrecomputeConfig(
         pairs=pairs,
         teacher=teacher,
@@ -40,8 +40,7 @@ def main() -> None:
     )
     job = threading.Thread(target=precompute, args=(config,))
     job.start()
-    while len(list(Path(output).rglob("shards/*.json"))) < 3:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(Path(output).rglob("shards/*.json"))) >= 3, job.is_alive)
     (lost,) = [node for node in nodes if holds_the_teacher(node.all_processes["raylet"][0].process.pid)]
     cluster.remove_node(lost, allow_graceful=False)
     print("killed the node after", len(list(Path(output).rglob("shards/*.json"))), "shards", flush=True)

@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def pairs(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> str:
     """A validation split of four pairs in two shards; in the last one the input is the ground truth."""
     import pyarrow as pa  # noqa: PLC0415 - next to its only use
 
-    url, rows = str(tmp_path / "pairs"), []
+    url = str(tmp_path / "pairs")
+    rows: list[dict[str, Any]] = []
     for name, normal in photographs.items():
         crop = normal[:48, :64]
         low = crop if len(rows) == NUM_PAIRS - 1 else crop // 5
@@ -122,13 +124,21 @@ def test_the_whole_report(config: EvaluateConfig, photographs: dict[str, NDArray
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_report_is_in_mlflow_too(config: EvaluateConfig, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracked = replace(config, seeds=(0,), limit=1, tracking=StudentTrackingConfig(uri=uri, experiment="judged"))
-    rows = evaluate(tracked).rows
+def test_one_image_of_secret_weights_in_mlflow_too(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
+    """Neither the report nor MLflow shows credentials, and there is no interval of one image."""
+    url, uri = str(tmp_path / "w.safetensors?X-Amz-Signature=hush-4711"), f"sqlite:///{tmp_path}/mlflow.db"
+    save_network(url, NetworkFile(network=tiny_unet))
+    tracked = StudentTrackingConfig(uri=uri, experiment="judged")
+    rows = evaluate(replace(config, weights=(f"student:2={url}",), seeds=(0,), limit=1, tracking=tracked)).rows
+    page, document = ((Path(config.output) / name).read_text() for name in ("report.html", "report.json"))
+    assert "w.safetensors?X-Amz-Signature=***" in page
+    assert "hush-4711" not in page + document
+    assert {row["psnr"] for row in json.loads(document)["intervals_95"]} == {"one image"}
+
     client = MlflowClient(uri)
     [run] = client.search_runs([client.get_experiment_by_name("judged").experiment_id])
     assert (run.info.status, run.data.tags["reddit.job"]) == ("FINISHED", "evaluate")
+    assert "hush-4711" not in str(run.to_dictionary())
     for row in rows:
         points = client.get_metric_history(run.info.run_id, f"evaluation/{row['method']}/psnr_gt_mean")
         assert {point.step: point.value for point in points}[row["steps"]] == pytest.approx(row["psnr_gt_mean"])
@@ -142,10 +152,10 @@ def test_what_an_interrupted_evaluation_judged_is_not_judged_again(
 ) -> None:
     from pipelines.evaluation import evaluate as evaluation  # noqa: PLC0415 - the module itself, to stop it half-way
 
-    whole = evaluation.judge_missing
-
     def half(config: EvaluateConfig, images: list[ImageRef], parts: str) -> None:
-        whole(config, images[:2], parts)
+        judge = Judge(config, images, parts, "cpu")
+        for index in range(2):
+            judge({"id": np.array([index])})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "judge_missing", half)
@@ -172,18 +182,6 @@ def test_storage_that_fails_in_an_actor_is_one_clear_error(config: EvaluateConfi
     (output / "parts").write_text("a file where a folder should be")
     with pytest.raises(OSError, match=r"^storage failed during evaluation \(.*\); what was judged is kept; mend it"):
         evaluate(replace(config, limit=1))
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_one_image_of_secret_weights(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
-    """The report shows no credentials, and no interval where there is none."""
-    url = str(tmp_path / "w.safetensors?X-Amz-Signature=hush-4711")
-    save_network(url, NetworkFile(network=tiny_unet))
-    evaluate(replace(config, weights=(f"student:2={url}",), seeds=(0,), limit=1))
-    page, document = ((Path(config.output) / name).read_text() for name in ("report.html", "report.json"))
-    assert "w.safetensors?X-Amz-Signature=***" in page
-    assert "hush-4711" not in page + document
-    assert {row["psnr"] for row in json.loads(document)["intervals_95"]} == {"one image"}
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,55 +1,29 @@
 """The paper's experiments end to end on tiny data: students of several seeds, judged together."""
 
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipelines.config.experiments import ExperimentConfig
-from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
-from pipelines.config.parts import (
-    CheckpointConfig,
-    OptimConfig,
-    SegmentConfig,
-    StudentTrackingConfig,
-    TrainingComputeConfig,
-)
+from pipelines.config.parts import CheckpointConfig, OptimConfig
 from pipelines.experiments.experiment import evaluated_pairs, experiment, plan_experiment
-from pipelines.pairs.ingest import ingest
 from pipelines.shards import read_manifest, write_manifest
-from pipelines.trajectories.precompute import precompute
-from pipelines.weights import save_network
-from reddit_core.networks.sr3_unet import UNet
-from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import NetworkFile
+from tests.ray.tiny import Tiny
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def config(
-    ray_cluster: None, tiny_unet: UNet, make_lol_folder: Callable[[Path], Path], tmp_path: Path
-) -> ExperimentConfig:
-    pairs, teacher, cache = (str(tmp_path / name) for name in ("pairs", "teacher.safetensors", "cache"))
-    ingest(IngestConfig(source=str(make_lol_folder(tmp_path / "LOLv1")), output=pairs, validation_share=0.25))
-    torch.manual_seed(0)
-    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
-    segment, compute = SegmentConfig(crop=16, crops=2), TrainingComputeConfig(threads=1)
-    precompute(
-        PrecomputeConfig(pairs=pairs, teacher=teacher, output=cache, stages=(2,), segment=segment, compute=compute)
-    )
-    distill = DistillConfig(
-        pairs=pairs,
-        teacher=teacher,
-        cache=cache,
+def config(tiny_cache: Tiny, tmp_path: Path) -> ExperimentConfig:
+    """A distillation of two steps, on pairs that the test may change."""
+    distill = tiny_cache.distillation(
+        "",
+        pairs=str(shutil.copytree(tiny_cache.pairs, tmp_path / "pairs")),
         stages=(2,),
-        segment=segment,
         optim=OptimConfig(steps=2, batch_size=4, warmup_steps=1),
-        compute=compute,
         checkpoint=CheckpointConfig(every=2, validate_every=0),
-        tracking=StudentTrackingConfig(enabled=False),
     )
     return ExperimentConfig(distill=distill, output=str(tmp_path / "experiment"), seeds=(0,), limit=1)
 

@@ -4,45 +4,30 @@ import re
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipelines.config.jobs import IngestConfig, TeacherConfig
-from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
-from pipelines.pairs.ingest import ingest
+from pipelines.config.jobs import TeacherConfig
+from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
 from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
 from pipelines.weights import load_network
-from reddit_core.networks.sr3_unet import UNetConfig
-from tests.ray.processes import started
+from tests.ray.processes import PATIENCE_S, ROOT, started, wait_until
+from tests.ray.tiny import Tiny
 
 pytestmark = pytest.mark.slow
-TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module")
-def whole(
-    ray_cluster: None, make_lol_folder: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> TeacherConfig:
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
     """A run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("failures")
-    source = make_lol_folder(root / "LOLv1")
-    ingest(IngestConfig(source=str(source), output=str(root / "pairs"), validation_share=0.25))
-    config = TeacherConfig(
-        pairs=str(root / "pairs"),
-        output=str(root / "whole"),
-        unet=UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4),
-        crop=16,
-        crops_per_image=2,
+    config = tiny.training(
+        tmp_path_factory.mktemp("failures") / "whole",
         optim=OptimConfig(steps=200, batch_size=4, warmup_steps=2, ema_decay=0.9),
-        compute=TrainingComputeConfig(threads=1),
         checkpoint=CheckpointConfig(every=20, validate_every=0),
-        tracking=StudentTrackingConfig(enabled=False),
     )
     train_teacher(config)
     return config
@@ -56,10 +41,7 @@ def in_background(config: TeacherConfig) -> threading.Thread:
     """The run, once it has left its first checkpoint."""
     job = threading.Thread(target=train_teacher, args=(config,))
     job.start()
-    deadline = time.monotonic() + TIMEOUT_S
-    while not Path(config.output, "checkpoints", "step-000000020").exists():
-        assert job.is_alive() and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(Path(config.output, "checkpoints", "step-000000020").exists, job.is_alive)
     return job
 
 
@@ -71,7 +53,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same_bit_for_bit(
     (worker,) = started("RayTrainWorker")
     worker.kill()
     assert not Path(config.output, "teacher.safetensors").exists()
-    job.join(TIMEOUT_S)
+    job.join(PATIENCE_S)
     assert weights_of(config) == weights_of(whole)
 
 
@@ -132,14 +114,12 @@ def test_a_store_that_only_fsspec_knows_holds_a_run(whole: TeacherConfig, tmp_pa
     assert (tmp_path / "run" / "checkpoints" / "step-000000040" / "state.safetensors").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "elastic"])
 def test_a_killed_node(whole: TeacherConfig, tmp_path: Path, kind: str) -> None:
     """Another node takes over; an elastic run goes on with the workers that are left, and takes a new node in."""
     output = str(tmp_path / "run")
-    script = Path(__file__).with_name("train_without_a_node.py")
-    arguments = [sys.executable, str(script), whole.pairs, output, kind]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False)
+    arguments = [sys.executable, "-m", "tests.ray.train_without_a_node", whole.pairs, output, kind]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert "killed" in result.stdout
     if kind == "fixed":

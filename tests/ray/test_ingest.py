@@ -3,10 +3,6 @@
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +20,11 @@ from pipelines.pairs.index import IndexRow, read_index
 from pipelines.pairs.ingest import duplicates_between, ingest, plan_ingest
 from pipelines.pairs.steps import pair_spec
 from pipelines.shards import Manifest
+from tests.ray.files import contents
+from tests.ray.processes import JobProcess
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-REPOSITORY = Path(__file__).parents[2]
 ORIENTATION = 0x0112
-PATIENCE_S = 200.0
 
 
 def config_of(source: Path, output: Path, **settings: Any) -> IngestConfig:
@@ -52,12 +48,6 @@ def rows_of(output: Path) -> dict[str, dict[str, Any]]:
         for entry in manifest_of(output).shards
         for row in shards.read_shard(str(output), entry).to_pylist()
     }
-
-
-def contents(output: Path) -> dict[str, str]:
-    """Every file and its checksum, but the report, which holds timings."""
-    files = (path for path in output.rglob("*") if path.is_file() and path.name != "report.json")
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def quarantine(output: Path) -> dict[str, dict[str, str]]:
@@ -219,7 +209,7 @@ def test_pairs_added_later_get_shards_of_their_own(lol_folder: Path, tmp_path: P
     assert report.facts["new pairs"] == 3
     new, index = contents(output), index_of(output)
     assert {name: new[name] for name in old if name.startswith("shards/")} == {
-        name: checksum for name, checksum in old.items() if name.startswith("shards/")
+        name: data for name, data in old.items() if name.startswith("shards/")
     }
     assert {name: index[name] for name in old_index} == old_index
     assert len(rows_of(output)) == len(index) == 8
@@ -285,7 +275,7 @@ def test_what_two_datasets_share_is_reported(lol_folder: Path, tmp_path: Path) -
     for side in ("low", "high"):
         (other / side).mkdir(parents=True)
         for number, name in ((1, "a"), (2, "b"), (3, "c")):
-            image = Image.open(lol_folder / "our485" / side / f"{number}.png")
+            image: Image.Image = Image.open(lol_folder / "our485" / side / f"{number}.png")
             if (side, name) == ("low", "b"):
                 image = image.point(lambda value: 255 - value)
             changed = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if name == "c" else image
@@ -320,22 +310,6 @@ def test_the_plan_writes_nothing_and_says_what_is_left(lol_folder: Path, tmp_pat
     assert plan_ingest(config).facts["to ingest"] == 0
 
 
-def wait_until(condition: Any, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, "the job ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def start_job(source: Path, output: Path) -> subprocess.Popen[bytes]:
-    """The job in a process of its own, on the cluster of this session."""
-    flags = ["--validation-share", "0.3", "--pairs-per-shard", "4"]
-    command = [sys.executable, "jobs/ingest.py", "--source", str(source), "--output", str(output), *flags]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
-
-
 @pytest.mark.parametrize("stage", [pytest.param("survey", marks=pytest.mark.slow), "shards"])
 def test_a_killed_job_ends_with_the_same_bytes(stage: str, lol_folder: Path, tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -347,12 +321,9 @@ def test_a_killed_job_ends_with_the_same_bytes(stage: str, lol_folder: Path, tmp
     os.mkfifo(held)
     num_parts = 2 if stage == "survey" else len(manifest_of(straight).shards)
     folder = killed / ("survey/shards" if stage == "survey" else "shards")
-    process = start_job(lol_folder, killed)
-    try:
-        wait_until(lambda: len(list(folder.glob("*.json"))) == num_parts - 1, process)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    flags = f"--source {lol_folder} --output {killed} --validation-share 0.3 --pairs-per-shard 4"
+    job = JobProcess("ingest", flags, tmp_path / "log", ray.get_runtime_context().gcs_address)
+    job.kill_when(lambda: len(list(folder.glob("*.json"))) == num_parts - 1)
     assert not (killed / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
     assert len(done) == num_parts - 1

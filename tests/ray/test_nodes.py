@@ -1,5 +1,6 @@
 """Three nodes with S3 as their only shared storage; one is killed and one joins while jobs run."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
+from tests.ray.processes import ROOT
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 TIMEOUT_S = 1200
@@ -42,10 +44,10 @@ def test_nodes_that_share_nothing_but_s3_come_and_go(
             compute=ComputeConfig(threads=1),
         )
     )
-    script = Path(__file__).with_name("changing_nodes.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "LOLv1")],
+        [sys.executable, "-m", "tests.ray.changing_nodes", str(tmp_path / "LOLv1")],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

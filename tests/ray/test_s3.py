@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
-from pipelines.config.parts import (
-    CheckpointConfig,
-    OptimConfig,
-    SegmentConfig,
-    StudentTrackingConfig,
-    TrainingComputeConfig,
-)
+from pipelines.config.parts import CheckpointConfig, OptimConfig, SegmentConfig, StudentTrackingConfig
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from pipelines.enhancement.enhance import enhance
 from pipelines.evaluation.evaluate import evaluate
@@ -24,17 +17,13 @@ from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
 from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.precompute import precompute
-from pipelines.weights import load_network, save_network
-from reddit_core.networks.sr3_unet import UNet, UNetConfig
-from reddit_core.schedule import NoiseSchedule
-from reddit_core.weights import NetworkFile
+from pipelines.weights import load_network
+from tests.ray.tiny import ONE_THREAD, UNET, save_teacher
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("ray_cluster")]
 
 URL = "s3://data"
-UNET = UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)
 SEGMENT = SegmentConfig(crop=16, crops=2)
-ONE_THREAD = TrainingComputeConfig(threads=1)
 INGEST = IngestConfig(source=f"{URL}/LOLv1", output=f"{URL}/pairs", pairs_per_shard=4, validation_share=0.3)
 PRECOMPUTE = PrecomputeConfig(
     pairs=f"{URL}/pairs",
@@ -76,10 +65,7 @@ def bucket(
 
 def fill() -> None:
     ingest(INGEST)
-    torch.manual_seed(0)
-    save_network(
-        PRECOMPUTE.teacher, NetworkFile(network=UNet(UNET), schedule=NoiseSchedule(), facts={"role": "teacher"})
-    )
+    save_teacher(PRECOMPUTE.teacher)
     assert [row["stage"] for row in precompute(PRECOMPUTE).rows] == [16, 8]
 
 
@@ -87,7 +73,8 @@ def check_secret(bucket: Any, *folders: Path) -> None:
     """No object, no log of Ray and no file below the folders holds the secret."""
     secret = bucket.secret.encode()
     assert [name for name, data in bucket.objects().items() if secret in data] == []
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_logs_dir_path())
     assert any(logs.iterdir()) and list(files_that_hold(secret, logs, *folders)) == []
 
 

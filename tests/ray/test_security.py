@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -52,21 +53,38 @@ def test_a_local_ray_answers_only_those_who_have_its_token(variables: dict[str, 
     assert let_in or "authentication" in done.stderr.lower()
 
 
-LISTEN = """
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses that a process and all that it started listen on."""
+    connections = [
+        connection
+        for one in (process, *process.children(recursive=True))
+        for connection in one.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    return {connection.laddr.ip for connection in connections}
+
+
+SERVE = """
 from pipelines.cluster import start_ray
-import psutil, ray
+import ray
 start_ray(dashboard=True)
 ray.get(ray.remote(lambda: None).remote())
-for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-    for connection in process.net_connections("inet"):
-        if connection.status == psutil.CONN_LISTEN:
-            print(connection.laddr.ip)
+print(flush=True)
+input()
 """
 
 
-def test_a_local_ray_listens_on_loopback_alone() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", LISTEN]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    addresses = set(done.stdout.split())
+@pytest.mark.parametrize("dashboard", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_local_ray_listens_on_loopback_alone(dashboard: bool) -> None:
+    """The Ray of this process has no dashboard; another one has."""
+    if dashboard:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with psutil.Popen([sys.executable, "-c", SERVE], env=environment, **pipes) as process:
+            process.stdout.readline()
+            addresses = listening(process)
+            process.communicate(b"\n")
+    else:
+        ray.get(ray.remote(lambda: None).remote())
+        addresses = listening(psutil.Process())
     assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

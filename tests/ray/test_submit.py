@@ -1,7 +1,6 @@
 """`ray job submit` on a head of its own: what is uploaded, every job in turn, a stop in mid-run, going on."""
 
 import re
-import time
 import urllib.error
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,13 +10,13 @@ import psutil
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from tests.ray.head import ROOT, Head
+from tests.ray.head import Head
+from tests.ray.processes import ROOT, wait_until
 
 MOST_UPLOADED = 2_000_000
 NETWORK = "--unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1 --unet.norm-groups 4"
 TRAINING = "--optim.batch-size 4 --optim.warmup-steps 2 --compute.threads 1 --tracking.no-enabled"
 SEGMENT = "--segment.crop 16 --segment.crops 2"
-WAIT_S = 300
 
 
 def test_only_the_code_is_uploaded(tmp_path: Path) -> None:
@@ -53,13 +52,6 @@ def checkpoints(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, data: Path) -> None:
     run = data / "teacher"
@@ -68,7 +60,7 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, da
         "--optim.steps 1500 --checkpoint.every 50 --checkpoint.validate-every 0"
     )
     head.submit("first", command, "--no-wait")
-    wait_for(lambda: bool(checkpoints(run)))
+    wait_until(lambda: bool(checkpoints(run)))
     head.ray("job", "stop", "first")
     assert head.status("first") == "STOPPED"
     reached = checkpoints(run)[-1]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance
 from reddit_core.student import Student
 from reddit_core.weights import NetworkFile, encode_network
+from tests.ray.head import free_ports
+from tests.ray.processes import wait_until
+
+pytestmark = pytest.mark.xdist_group("mlflow")  # with the others that need the server
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,6 @@ def runs_of(uri: str, experiment: str):
 def open_run(config: StudentTrackingConfig, name: str, settings: Mapping[str, object], **changes: Any) -> RunHandle:
     """Plans a run and opens it, as a job does."""
     return tracking.open_run(tracking.plan_run(config, name, settings, **changes))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_a_run_is_found_again_by_its_name_and_parent(server) -> None:
@@ -126,7 +123,7 @@ def test_a_registered_student_enhances(server, tiny_unet: UNet, tmp_path: Path) 
     version = MlflowClient(server.uri).get_model_version("tiny-student", "1")
     assert "eight photographs" in version.description
     assert "| 20 | 22 |" in version.description
-    tiles = {"tile": 16, "overlap": 4}
+    tiles: dict[str, Any] = {"tile": 16, "overlap": 4}
     # In a process of its own, so that the code inside the model is what runs.
     script = (
         "import mlflow, numpy, sys; from mlflow import pyfunc\n"
@@ -288,13 +285,14 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
     """As Ray Tune kills a trial right after the validation for which it stops it."""
     output = str(tmp_path / "run")
     handle = open_run(config_of(server.uri, "killed-writer"), output, {})
-    server.kill()
+    (port,) = free_ports(1)
+    absent = f"http://127.0.0.1:{port}"
     script = (
         "import os, signal, sys, time; import numpy as np\n"
         "from pathlib import Path\n"
         "from pipelines.config.parts import StudentTrackingConfig\n"
         "from pipelines.tracking import RunWriter, plan_run\n"
-        f"handle = plan_run(StudentTrackingConfig(uri={server.uri!r}, experiment='killed-writer'), {output!r}, {{}})\n"
+        f"handle = plan_run(StudentTrackingConfig(uri={absent!r}, experiment='killed-writer'), {output!r}, {{}})\n"
         "writer = RunWriter(handle)\n"
         "writer.metrics({'validation/psnr': 17.5}, 30)\n"
         "writer.image('validation/4-to-2', np.zeros((8, 24, 3), np.uint8), 30)\n"
@@ -305,7 +303,6 @@ def test_a_killed_writer_has_kept_what_an_absent_server_missed(server, tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", script], timeout=120, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL
-    server.start()
     client = MlflowClient(server.uri)
     (batch,) = spill.load(output, tmp_path)
     tracking.close_run(handle, "FINISHED")

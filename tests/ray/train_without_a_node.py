@@ -1,22 +1,23 @@
 """Training on a cluster that loses the node of a worker midway, and gets another one.
 
-python tests/ray/train_without_a_node.py PAIRS OUTPUT fixed|elastic
+python -m tests.ray.train_without_a_node PAIRS OUTPUT fixed|elastic
 """
 
+import logging
 import os
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import ray
-from processes import started
 from ray.cluster_utils import Cluster
 
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.training import runs, teacher
-from reddit_core.networks.sr3_unet import UNetConfig
+from tests.ray.processes import started, wait_until
+from tests.ray.tiny import UNET
 
 STEPS = {"fixed": 200, "elastic": 1500}
 
@@ -25,13 +26,8 @@ def trains(raylet: int) -> bool:
     return bool(started("RayTrainWorker", below=raylet))
 
 
-def wait_for(condition: object) -> None:
-    while not condition():  # type: ignore[operator]
-        time.sleep(0.05)
-
-
-def num_workers(nodes: list[object]) -> int:
-    return sum(trains(node.all_processes["raylet"][0].process.pid) for node in nodes)  # type: ignore[attr-defined]
+def num_workers(nodes: list[Any]) -> int:
+    return sum(trains(node.all_processes["raylet"][0].process.pid) for node in nodes)
 
 
 def main() -> None:
@@ -40,11 +36,11 @@ def main() -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
-    ray.init(address=cluster.address, logging_level="ERROR")
+    ray.init(address=cluster.address, logging_level=logging.ERROR)
     config = TeacherConfig(
         pairs=pairs,
         output=output,
-        unet=UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4),
+        unet=UNET,
         crop=16,
         crops_per_image=2,
         optim=OptimConfig(steps=STEPS[kind], batch_size=4, warmup_steps=2, ema_decay=0.9),
@@ -54,7 +50,7 @@ def main() -> None:
     )
     job = threading.Thread(target=teacher.train_teacher, args=(config,))
     job.start()
-    wait_for(lambda: Path(output, "checkpoints", "step-000000020").exists())
+    wait_until(lambda: Path(output, "checkpoints", "step-000000020").exists())
     print("workers", max(1, num_workers(nodes)), flush=True)
     lost = next(node for node in nodes if trains(node.all_processes["raylet"][0].process.pid))
     cluster.remove_node(lost, allow_graceful=False)
@@ -62,10 +58,10 @@ def main() -> None:
     print("killed the node at step", runs.latest_step(output), flush=True)
     if kind == "elastic":
         before = runs.latest_step(output)
-        wait_for(lambda: runs.latest_step(output) > before + 40)
+        wait_until(lambda: runs.latest_step(output) > before + 40)
         print("workers", num_workers(nodes), flush=True)
         nodes.append(cluster.add_node(num_cpus=3))
-        wait_for(lambda: num_workers(nodes) == 2 or not job.is_alive())
+        wait_until(lambda: num_workers(nodes) == 2 or not job.is_alive())
         print("workers", num_workers(nodes), flush=True)
     job.join()
     ray.shutdown()

@@ -22,10 +22,12 @@ def unused_tensors() -> Callable[[UNet], dict[str, Tensor]]:
 
     def make(unet: UNet) -> dict[str, Tensor]:
         base = unet.config.base_channels
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, module in unet.named_modules():
             if isinstance(module, ResBlock):
-                channels = module.block1.block[3].out_channels
+                convolution = module.block1.block[3]
+                assert isinstance(convolution, torch.nn.Conv2d)
+                channels = convolution.out_channels
                 tensors[f"denoise_fn.{name}.mlp.1.weight"] = torch.rand(channels, base)
                 tensors[f"denoise_fn.{name}.mlp.1.bias"] = torch.rand(channels)
         for index, channels in ((0, base), (2, base), (4, 3)):

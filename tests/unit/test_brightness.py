@@ -1,8 +1,11 @@
 """Brightness as a setting: moments of whole images, gains, and the last scale."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from reddit_core.brightness import (
     LEAST_LUMA,
@@ -24,7 +27,7 @@ def test_mean_luma_is_that_of_the_whole_image(dtype: type) -> None:
     luma = pixels / np.iinfo(dtype).max @ [0.299, 0.587, 0.114]
     assert mean_luma_of_pixels(pixels) == pytest.approx(luma.mean(), abs=1e-12)
     for value in (0, np.iinfo(dtype).max):
-        flat = np.full((9, 7, 3), value, dtype=dtype)
+        flat: NDArray[Any] = np.full((9, 7, 3), value, dtype=dtype)
         assert mean_luma_of_pixels(flat) == pytest.approx(value / np.iinfo(dtype).max)
 
 

@@ -21,7 +21,7 @@ CONFIGS = sorted(
         thing
         for module in (jobs, use, experiments)
         for thing in vars(module).values()
-        if is_dataclass(thing) and thing.__module__ == module.__name__
+        if isinstance(thing, type) and is_dataclass(thing) and thing.__module__ == module.__name__
     ),
     key=lambda thing: thing.__name__,
 )
@@ -135,7 +135,7 @@ def test_help_shows_every_flag_and_ends_well(config_class: type, capsys: pytest.
         main(job("job", config_class), ["--help"])
     shown = capsys.readouterr().out
     assert not stop.value.code
-    assert config_class.__doc__.rstrip(".") in " ".join(shown.split()) and "--dry-run" in shown
+    assert str(config_class.__doc__).rstrip(".") in " ".join(shown.split()) and "--dry-run" in shown
     for field in fields(config_class):
         assert f"--{field.name.replace('_', '-')}" in shown
 

@@ -1,6 +1,7 @@
 """Which paths a job may use where its work lands on other machines."""
 
 import ast
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def url_fields(source: str) -> Iterator[str]:
 
 
 def test_every_setting_that_is_a_url_is_known_as_one() -> None:
-    sources = [Path(module.__file__).read_text() for module in (jobs, use, experiments)]
+    sources = [Path(str(module.__file__)).read_text() for module in (jobs, use, experiments)]
     assert {name for source in sources for name in url_fields(source)} == URL_SETTINGS
     assert dict(urls_of(REMOTE)) == {name: getattr(REMOTE, name) for name in ("cache", "teacher", "output", "pairs")}
 
@@ -130,7 +131,7 @@ def test_workers_leave_a_cpu_for_loading_their_data(
 
 
 def test_steady_threads_depend_neither_on_workers_nor_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert [cluster.torch_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [8, 4, 2]
     assert [cluster.steady_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [1, 1, 1]
     assert cluster.steady_threads(ComputeConfig(cpus_per_worker=2.5)) == 2

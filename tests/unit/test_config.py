@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,27 +22,27 @@ from reddit_core.losses import LossWeights
 from reddit_core.networks.sr3_unet import UNetConfig
 
 
-def ingest(**settings: object) -> IngestConfig:
+def ingest(**settings: Any) -> IngestConfig:
     return IngestConfig(**{"output": "o", "source": "s", **settings})
 
 
-def teacher(**settings: object) -> TeacherConfig:
+def teacher(**settings: Any) -> TeacherConfig:
     return TeacherConfig(**{"pairs": "p", "output": "o", **settings})
 
 
-def precompute(**settings: object) -> PrecomputeConfig:
+def precompute(**settings: Any) -> PrecomputeConfig:
     return PrecomputeConfig(**{"pairs": "p", "teacher": "t", "output": "o", **settings})
 
 
-def distill(**settings: object) -> DistillConfig:
+def distill(**settings: Any) -> DistillConfig:
     return DistillConfig(**{"cache": "c", "teacher": "t", "output": "o", **settings})
 
 
-def enhance(**settings: object) -> EnhanceConfig:
+def enhance(**settings: Any) -> EnhanceConfig:
     return EnhanceConfig(**{"source": "s", "output": "o", "weights": "w", **settings})
 
 
-def tune(**settings: object) -> TuneConfig:
+def tune(**settings: Any) -> TuneConfig:
     return TuneConfig(**{"distill": distill(pairs="p"), "output": "o", **settings})
 
 
@@ -153,5 +154,5 @@ def test_urls_are_absolute_before_a_worker_sees_them(tmp_path: Path, monkeypatch
 
 def test_configs_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
-        distill().refine_weight = 0.1
+        distill().refine_weight = 0.1  # type: ignore[misc]
     assert asdict(EvaluateConfig(pairs="p", output="o"))["seeds"] == (0,)

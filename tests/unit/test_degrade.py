@@ -1,5 +1,7 @@
 """The physical low-light model."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,7 +9,7 @@ from numpy.typing import NDArray
 from reddit_core.degrade import GAMMA, DegradeConfig, degrade
 
 Photographs = dict[str, NDArray[np.uint8]]
-NOISELESS = {"cast": 0.0, "full_well": 1e9, "read_noise": 0.0}
+NOISELESS: dict[str, Any] = {"cast": 0.0, "full_well": 1e9, "read_noise": 0.0}
 
 
 def at(stops: float, **others: float) -> DegradeConfig:

@@ -16,6 +16,7 @@ from reddit_core.diffusion import (
     v_from,
     x_0_from_eps,
 )
+from reddit_core.networks.interface import Prediction
 from reddit_core.networks.sr3_unet import UNet
 
 # Below 0.05 an image could not be told from noise; above 0.999 eps could not be told from rounding.
@@ -53,7 +54,8 @@ def test_all_kinds_of_output_mean_the_same(seed: int, one: float, other: float) 
     x_0, eps = normal_images(seed, 2)
     a = levels(one, other)
     z = add_noise(x_0, eps, a)
-    for output, kind in ((eps, "eps"), (v_from(x_0, eps, a), "v"), (x_0, "x")):
+    outputs: dict[Prediction, torch.Tensor] = {"eps": eps, "v": v_from(x_0, eps, a), "x": x_0}
+    for kind, output in outputs.items():
         estimate = interpret(output, z, a, kind)
         torch.testing.assert_close(estimate.x_0, x_0)
         torch.testing.assert_close(estimate.eps, eps)

@@ -1,5 +1,7 @@
 """The default network: its inputs, its prediction, and that a student reaches the brightness that is asked for."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,10 @@ from reddit_core.weights import NetworkFile, decode_network, encode_network
 SMALL = {"channels": (8, 16), "norm_groups": 4, "embedding_channels": 16}
 
 
-def make_network(seed: int = 0, **settings: object) -> FilmUNet:
+def make_network(seed: int = 0, **settings: Any) -> FilmUNet:
     """A small network whose zero-initialised convolutions are not zero, so that everything has an effect."""
     torch.manual_seed(seed)
-    network = FilmUNet(FilmUNetConfig(**{**SMALL, **settings}))  # type: ignore[arg-type]
+    network = FilmUNet(FilmUNetConfig(**{**SMALL, **settings}))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -32,7 +34,7 @@ def random_images(seed: int = 0, size: int = 16) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) * 0.2 - 1
 
 
-def make_student(**settings: object) -> Student:
+def make_student(**settings: Any) -> Student:
     file = NetworkFile(network=make_network(**settings), brightness=0.45, facts={"num_steps": 2})
     return Student(decode_network(encode_network(file)))
 

@@ -1,6 +1,8 @@
 """Decoding: what is converted, how, and what is refused with which reason."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ def test_cmyk_becomes_rgb() -> None:
         (8, np.rot90),
     ],
 )
-def test_exif_orientation_is_applied(orientation: int, turn) -> None:  # type: ignore[no-untyped-def]
+def test_exif_orientation_is_applied(orientation: int, turn: Callable[[Any], Any]) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     assert np.array_equal(images.decode(encoded(Image.fromarray(picture()), exif=exif)), turn(picture()))

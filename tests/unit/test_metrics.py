@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from reddit_core.brightness import gray
 from reddit_core.metrics import FLAT, match_mean, match_moments, psnr, quality, sharpness, ssim
-from reddit_core.retinex import blur, gray
+from reddit_core.retinex import blur
 
 Photographs = dict[str, NDArray[np.uint8]]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
@@ -17,6 +18,7 @@ from pipelines.training.objective import Forward, StageContext, StepContext
 from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.teachers import teacher_targets
 from reddit_core.diffusion import add_noise
+from reddit_core.networks import Network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.pixels import signed_from_pixels
 
@@ -56,10 +58,10 @@ class SelfConsistency:
         loss = (output - target).square().mean(dim=(1, 2, 3))
         return {"loss": loss, "consistency": loss}
 
-    def validate(self, stage_index: int, unet: UNet) -> tuple[dict[str, float], None]:
+    def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         return {}, None
 
-    def save(self, stage_index: int, unet: UNet, metrics: Mapping[str, float], *, best: bool = False) -> None:
+    def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         pass
 
 

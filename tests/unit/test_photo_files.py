@@ -141,7 +141,7 @@ def test_16_bit_in_16_bit_out(name: str, channels: int) -> None:
     assert photograph.grey == (channels == 1)
     result = write_photograph(photograph, np.maximum(photograph.pixels, 1))
     again = read_photograph(result)
-    assert (again.format, again.pixels.dtype, again.grey) == (name, np.uint16, channels == 1)
+    assert (again.format, again.pixels.dtype, again.grey) == (name, np.dtype(np.uint16), channels == 1)
     assert np.abs(again.pixels.astype(int) - np.maximum(deep[:, :, :3], 1)).max() <= (1 if channels == 1 else 0)
     assert again.icc == (PROFILE if channels > 1 else b"")
     assert opened(result).getexif()[MAKER] == "Somebody"

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from reddit_core.retinex import ReflectanceConfig, blur, gray, illumination, noise_map, reflectance
+from reddit_core.brightness import gray
+from reddit_core.retinex import ReflectanceConfig, blur, illumination, noise_map, reflectance
 
 CONFIG = ReflectanceConfig()
 Photographs = dict[str, NDArray[np.uint8]]

@@ -9,7 +9,7 @@ from torch import Tensor
 from reddit_core.diffusion import add_noise, eps_from_x_0, v_from
 from reddit_core.networks import Prediction
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
-from reddit_core.sampler import ddim_sample, enhance, pad_to_multiple, seeded_noise
+from reddit_core.sampler import DdimMode, ddim_sample, enhance, pad_to_multiple, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
@@ -61,7 +61,7 @@ def test_the_network_is_asked_at_the_grids_levels(tiny_unet: UNet) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(13, 21), (1, 1), (2, 7), (16, 16), (31, 4)])
 @pytest.mark.parametrize("mode", ["exact", "released"])
-def test_any_size(tiny_unet: UNet, height: int, width: int, mode: str) -> None:
+def test_any_size(tiny_unet: UNet, height: int, width: int, mode: DdimMode) -> None:
     result = enhance(tiny_unet, random_low(height, width, batch=2), SCHEDULE, 2, seed=0, mode=mode)
     assert result.shape == (2, 3, height, width)
     assert result.isfinite().all() and result.abs().max() <= 1

@@ -3,7 +3,7 @@
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import ray
@@ -192,7 +192,7 @@ def test_a_sweep_with_failed_trials_is_not_done(tmp_path) -> None:
         ({"search": "grid", "space": ("refine_weight=choice(0,1)",), "points": ("refine_weight=0",)}, "points are for"),
     ],
 )
-def test_points_that_would_not_be_tried_are_refused(changes: dict[str, object], message: str) -> None:
+def test_points_that_would_not_be_tried_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assert Sweep(replace(TuneConfig(distill=BASE, output="/s"), **changes)).first_points
 

@@ -1,12 +1,13 @@
 """The seam to fsspec: atomic writes, names that stay inside, and retries where they help."""
 
 import errno
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import aiohttp
 import botocore.exceptions
@@ -47,7 +48,7 @@ class UnreliableFileSystem(MemoryFileSystem):
         return super().exists(path, **kwargs)
 
 
-RETRIED = (
+RETRIED: tuple[Any, ...] = (
     *(storage.read_bytes, storage.write_bytes, storage.exists, storage.delete),
     *(storage.list_files, storage.list_folders),
 )
@@ -143,7 +144,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         attempts.append(1)
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         storage.write_bytes(str(path), b"new")
     assert path.read_bytes() == b"old"

@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from ray.train import Checkpoint
+from torch.multiprocessing.spawn import spawn
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
@@ -29,6 +29,7 @@ from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.training.validation import mean_metric
 from pipelines.trajectories.crops import Batch
 from pipelines.weights import load_network, save_network
+from reddit_core.networks import Network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.precision import lay_out_for_inference
 from reddit_core.schedule import NoiseSchedule
@@ -67,7 +68,7 @@ def records(positions: np.ndarray) -> Batch:
         image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         names = ("eps", "x_u", "x_target_0")
         floats = {name: rng.standard_normal((3, 16, 16)).astype(np.float32) for name in names}
-        columns = {
+        columns: dict[str, np.ndarray] = {
             "low": image // 8,
             "normal": image,
             "gain": np.array(8, np.float32),
@@ -101,14 +102,19 @@ def gradients_of_a_worker(rank: int, world_size: int, teacher: str, accumulate: 
     dist.destroy_process_group()
 
 
+def config_of(loop: Loop) -> DistillConfig:
+    assert isinstance(loop.objective, DistillObjective)
+    return loop.objective.config
+
+
 @pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (3, 2)])  # 3 do not divide the batch
 def test_workers_that_share_a_batch_have_the_gradients_of_one(
     loop: Loop, tmp_path: Path, world_size: int, accumulate: int
 ) -> None:
     alone = gradients(loop, 0, 1)
     scale = max(float(value.abs().max()) for value in alone.values())
-    arguments = (world_size, loop.objective.config.teacher, accumulate, str(tmp_path))  # type: ignore[attr-defined]
-    mp.spawn(gradients_of_a_worker, arguments, nprocs=world_size)
+    arguments = (world_size, config_of(loop).teacher, accumulate, str(tmp_path))
+    spawn(gradients_of_a_worker, arguments, nprocs=world_size)
     for rank in range(world_size):
         shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in alone.items():
@@ -135,7 +141,7 @@ def spoil(batch: Batch, name: str) -> Batch:
     return {**batch, name: values}
 
 
-def differs(network: UNet, weights: dict[str, torch.Tensor]) -> bool:
+def differs(network: Network, weights: dict[str, torch.Tensor]) -> bool:
     return any(not torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
@@ -193,7 +199,7 @@ def test_gradients_are_clipped_before_the_step(loop: Loop, monkeypatch: pytest.M
 def test_the_best_weights_are_kept_also_after_a_restart(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(loop.objective.config, output=str(tmp_path))  # type: ignore[attr-defined]
+    config = replace(config_of(loop), output=str(tmp_path))
     figures = iter((17.0, 19.0, 18.0, 18.5))
     monkeypatch.setattr(DistillObjective, "validate", lambda *_: ({"psnr": next(figures)}, None))
 
@@ -245,16 +251,14 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
 ) -> None:
     """The killed one may have got no further than its checkpoint."""
     monkeypatch.setattr(DistillObjective, "validate", lambda *_: ({"psnr": 17.0}, None))
-    loop = replace(
-        loop, objective=DistillObjective(loop.objective.config, None, ""), checkpoint=CheckpointConfig(every=9)
-    )  # type: ignore[attr-defined]
+    loop = replace(loop, objective=DistillObjective(config_of(loop), None, ""), checkpoint=CheckpointConfig(every=9))
     monkeypatch.setattr(DistillObjective, "save", lambda *_, **__: None)
     told = []
     checkpoint = None
     for _ in range(2):
         transport = Transport()
         with BufferedWriter(transport) as writer:
-            worker = Worker(loop, 0, 1, CPU, writer)
+            worker = Worker(loop, 0, 1, CPU, cast(Any, writer))
             worker.begin_stage(0)
             if checkpoint:
                 worker.resume(checkpoint)
@@ -269,7 +273,7 @@ def test_a_restarted_worker_tells_the_last_validation_again_as_the_same(
 
 def test_a_student_records_the_teacher_that_its_records_were_made_with(loop: Loop, tmp_path: Path) -> None:
     """Whatever lies at the teacher's URL when it is saved."""
-    config = replace(loop.objective.config, output=str(tmp_path))  # type: ignore[attr-defined]
+    config = replace(config_of(loop), output=str(tmp_path))
     objective = DistillObjective(config, None, "abc123")
     student = objective.begin(StageContext(stage_index=0, device=CPU))
     Path(config.teacher).unlink()
@@ -280,7 +284,7 @@ def test_a_student_records_the_teacher_that_its_records_were_made_with(loop: Loo
 
 
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
-    config = loop.objective.config  # type: ignore[attr-defined]
+    config = config_of(loop)
     base = replace(config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online", cache="")
     first = load_network(base.teacher)
     with torch.no_grad():

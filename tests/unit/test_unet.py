@@ -1,16 +1,19 @@
 """The denoiser's shape, its parts, and what it refuses."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
-from reddit_core.diffusion import predict
+from reddit_core.diffusion import Estimate, predict
 from reddit_core.networks.layers import GroupNorm, SelfAttention
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 from reddit_core.sampler import ddim_sample, sample_step
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Levels, teacher_segment
 
-TINY = {"base_channels": 8, "norm_groups": 4, "num_res_blocks": 1}
+TINY: dict[str, Any] = {"base_channels": 8, "norm_groups": 4, "num_res_blocks": 1}
 
 
 def inputs(height: int, width: int, batch: int = 2) -> dict[str, torch.Tensor]:
@@ -51,17 +54,20 @@ def test_it_depends_on_all_three_inputs_and_on_nothing_else(tiny_unet: UNet) -> 
 
 def test_a_swap_of_the_noisy_and_the_low_image_cannot_pass(tiny_unet: UNet) -> None:
     z, level, low = inputs(8, 8).values()
-    for call in (
-        lambda: tiny_unet(z, low, level),
-        lambda: predict(tiny_unet, low, z, level),
-        lambda: sample_step(tiny_unet, low, z, NoiseSchedule(), 512, 256),
-        lambda: ddim_sample(tiny_unet, low, z, NoiseSchedule(), 2),
-        lambda: teacher_segment(
-            lambda z, a, *, low, gain: predict(tiny_unet, z, a, low=low, gain=gain), low, z, z, Levels(*[level] * 3)
-        ),
-    ):
+
+    def network(z: torch.Tensor, a: torch.Tensor, *, low: torch.Tensor, gain: torch.Tensor | None = None) -> Estimate:
+        return predict(tiny_unet, z, a, low=low, gain=gain)
+
+    swapped: list[tuple[Callable[..., object], tuple[object, ...]]] = [
+        (tiny_unet, (z, low, level)),
+        (predict, (tiny_unet, low, z, level)),
+        (sample_step, (tiny_unet, low, z, NoiseSchedule(), 512, 256)),
+        (ddim_sample, (tiny_unet, low, z, NoiseSchedule(), 2)),
+        (teacher_segment, (network, low, z, z, Levels(level, level, level))),
+    ]
+    for function, arguments in swapped:
         with pytest.raises(TypeError):
-            call()
+            function(*arguments)
 
 
 def test_attention_is_softmax_over_all_positions() -> None:

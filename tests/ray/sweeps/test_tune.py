@@ -2,13 +2,9 @@
 
 import gc
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +25,10 @@ from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
 from pipelines.training.objective import StageContext, StepContext
 from reddit_core.networks.sr3_unet import UNet
-from tests.ray.processes import started
+from tests.ray.processes import JobProcess, started
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.xdist_group("mlflow")  # with the others that need the server
 SPACE = ("refine_weight=uniform(0,1)", "optim.learning_rate=loguniform(1e-7,1e-2)")
-JOB_TIMEOUT_S = 600
 
 
 def runs_by_name(uri: str, experiment: str) -> dict[str, Run]:
@@ -138,9 +133,9 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
     gc.collect()
     held = [one for one in gc.get_objects() if isinstance(one, UNet) and all(one is not old for old in before)]
     assert held == [student]
-    assert loop.objective.teacher is None
+    assert isinstance(loop.objective, distillation.DistillObjective) and loop.objective.teacher is None
 
-    evaluated: list[UNet] = []
+    evaluated: list[object] = []
 
     def watched(
         self: UNet, z: torch.Tensor, level: torch.Tensor, *, low: torch.Tensor, gain: torch.Tensor | None = None
@@ -150,8 +145,7 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(UNet, "forward", watched)
     for trajectories, networks in (("cache", 1), ("online", 3)):
-        cache = config.cache if trajectories == "cache" else ""
-        setting = replace(config, trajectories=trajectories, cache=cache)
+        setting = replace(config, trajectories=trajectories, cache=config.cache if trajectories == "cache" else "")
         objective = distillation.make_loop(setting, tracking.OFF, "").objective
         student = objective.begin(stage_context)
         stage = distillation.make_stream(setting).stages[0]
@@ -169,7 +163,7 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "MAX_FAILURES", 0)
     # A cache of its own: worker processes of the other sweeps still hold the shards of theirs.
-    cache = shutil.copytree(inputs.root / "cache", inputs.root / "broken-cache")
+    cache = shutil.copytree(inputs.tiny.cache, inputs.root / "broken-cache")
     compute = TrainingComputeConfig(threads=1, max_failures=0)
     base = inputs.distillation(cache=str(cache), tracking=StudentTrackingConfig(enabled=False), compute=compute)
     output = inputs.root / "mended"
@@ -188,35 +182,20 @@ def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: 
     assert [row["outcome"] for row in rows] == ["finished"] * 2
 
 
-def start_job(config: TuneConfig, log: Path, *more: str) -> subprocess.Popen[bytes]:
+def start_job(config: TuneConfig, log: Path, *more: str) -> JobProcess:
     """`jobs/tune.py` in a process of its own, with the flags of this config."""
     base = config.distill
     flags = f"""--output {config.output} --trials {config.trials} --concurrent {config.concurrent}
         --points {" ".join(config.points)}
         --distill.cache {base.cache} --distill.teacher {base.teacher} --distill.pairs {base.pairs}
-        --distill.output {base.output} --distill.stages 4 --distill.segment.crop 16 --distill.segment.crops 4
+        --distill.output {base.output} --distill.stages 4 --distill.segment.crop 16 --distill.segment.crops 3
         --distill.optim.steps {base.optim.steps} --distill.optim.batch-size 4 --distill.optim.warmup-steps 1
         --distill.optim.ema-decay 0.5 --distill.optim.learning-rate 1e-3 --distill.compute.threads 1
         --distill.checkpoint.every 2 --distill.checkpoint.validate-every 2 --distill.checkpoint.validation-images 1
         --distill.checkpoint.validation-crop 32
-        --distill.tracking.uri {base.tracking.uri} --distill.tracking.experiment {base.tracking.experiment}"""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "tune.py"), *flags.split(), *more, "--space", *config.space],
-            cwd=ROOT,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + JOB_TIMEOUT_S
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.1)
+        --distill.tracking.uri {base.tracking.uri} --distill.tracking.experiment {base.tracking.experiment}
+        {" ".join(more)} --space {" ".join(config.space)}"""
+    return JobProcess("tune", flags, log)
 
 
 @pytest.mark.slow
@@ -238,22 +217,19 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
     log = inputs.root / "killed.log"
     grace = ("--grace-steps", str(config.grace_steps))
     process = start_job(config, log, *grace)
-    wait_until(lambda: list(output.glob("trials/*/checkpoints/step-*")), process, log)
+    process.wait_until(lambda: list(output.glob("trials/*/checkpoints/step-*")))
     workers = started("RayTrainWorker", below=process.pid)
     assert workers, "no training worker was found"
     workers[0].kill()
     mlflow_server.kill()
-    wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")), process, log)
+    process.wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")))
     mlflow_server.start()
-    wait_until(lambda: len(list(output.glob("trials/*/checkpoints/step-*/state.safetensors"))) >= 4, process, log)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill_when(lambda: len(list(output.glob("trials/*/checkpoints/step-*/state.safetensors"))) >= 4)
     finished = {path: path.stat().st_mtime_ns for path in output.glob("trials/*/student-2.safetensors")}
     assert len(finished) in (1, 2)
 
     process = start_job(config, log, *grace)
-    wait_until(lambda: process.poll() is not None or (output / "best.toml").exists(), process, log)
-    assert process.wait(JOB_TIMEOUT_S) == 0, log.read_text()[-3000:]
+    assert process.wait() == 0, process.printed[-3000:]
     assert finished == {path: path.stat().st_mtime_ns for path in finished}, "a finished trial was run again"
     rows = json.loads((output / "report.json").read_text())["rows"]
     assert len(rows) == 4
@@ -284,12 +260,12 @@ def test_a_sweep_that_was_interrupted_is_not_done_and_goes_on(inputs) -> None:
     )
     log = inputs.root / "interrupted.log"
     process = start_job(config, log, "--no-asha")
-    wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")), process, log)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(JOB_TIMEOUT_S) == INTERRUPTED
-    assert "error: interrupted; run the same command again to go on" in log.read_text()
+    process.wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")))
+    process.process.send_signal(signal.SIGINT)
+    assert process.wait() == INTERRUPTED
+    assert "error: interrupted; run the same command again to go on" in process.printed
     assert not (output / "best.toml").exists()
     process = start_job(config, log, "--no-asha")
-    assert process.wait(JOB_TIMEOUT_S) == 0, log.read_text()[-3000:]
+    assert process.wait() == 0, process.printed[-3000:]
     rows = json.loads((output / "report.json").read_text())["rows"]
     assert [row["outcome"] for row in rows] == ["finished"] * 2

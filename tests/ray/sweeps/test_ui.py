@@ -13,6 +13,7 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -20,6 +21,7 @@ from pipelines.config.jobs import TuneConfig
 from pipelines.config.parts import StudentTrackingConfig
 from pipelines.search.tune import tune
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]  # with the others that need the server
 PAGE_TIMEOUT_S = 120
 SWITCHES = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1300,900")
 EXPANDER = "button[data-component-id*='runnamecellrenderer']"
@@ -41,14 +43,14 @@ class Browser:
         self.driver.get("about:blank")  # the part after # alone would not load anything
         self.driver.get(f"{self.uri}/#/experiments/{page}")
 
-    def wait(self, look: Callable[[Chrome], Found]) -> Found:
+    def wait(self, look: Callable[[WebDriver], Found | None]) -> Found:
         """What `look` finds once it finds something."""
         return WebDriverWait(self.driver, PAGE_TIMEOUT_S, ignored_exceptions=[WebDriverException]).until(look)
 
     def links_to(self, run_ids: set[str]) -> dict[str, str]:
         """The text of the links to runs by run id, as soon as there is one to each of them."""
 
-        def look(driver: Chrome) -> dict[str, str] | None:
+        def look(driver: WebDriver) -> dict[str, str] | None:
             links = driver.find_elements(By.CSS_SELECTOR, "a[href*='/runs/']")
             texts = {str(link.get_attribute("href")).rpartition("/")[2]: link.text for link in links}
             return texts if run_ids <= {run_id for run_id, text in texts.items() if text} else None
@@ -97,12 +99,11 @@ def runs(inputs, mlflow_server) -> list[Run]:
     return sorted(found, key=lambda run: "mlflow.parentRunId" in run.data.tags)
 
 
-def width_of(driver: Chrome, image: WebElement) -> int:
+def width_of(driver: WebDriver, image: WebElement) -> int:
     """The width in pixels of an image as it was loaded; 0 until it is."""
     return int(driver.execute_script("return arguments[0].naturalWidth", image))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_pages_show_the_sweep_its_trials_their_charts_and_images(browser: Browser, runs: list[Run]) -> None:
     parent, *children = runs
