@@ -112,6 +112,11 @@ class Source:
                 if (parent := self.class_of((symbol[0], base))) is not None:
                     yield from self.members(parent)
 
+    def is_protocol(self, symbol: Symbol) -> bool:
+        statement = self.statement(symbol)
+        bases = statement.bases if isinstance(statement, ast.ClassDef) else []
+        return any(isinstance(base, ast.Name) and base.id == "Protocol" for base in bases)
+
     def scope(self, module: str, function: Function, owner: Symbol | None) -> "Scope":
         return self.scopes.setdefault(id(function), Scope(self, module, function, owner))
 
@@ -244,7 +249,7 @@ def functions(statement: ast.stmt, symbol: Symbol) -> Iterator[tuple[Function, S
 def settings_read(source: Source, start: Symbol, configs: set[Symbol]) -> set[tuple[Symbol, str]]:
     """(class that declares it, field) of each setting that is read in what is reachable from `start`.
 
-    Methods and properties of configs count where they are used.
+    Methods and properties of configs count where they are used. What is read of a protocol is read of every config.
     """
     found: set[tuple[Symbol, str]] = set()
 
@@ -255,6 +260,9 @@ def settings_read(source: Source, start: Symbol, configs: set[Symbol]) -> set[tu
                 return
             if isinstance(member, Function) and member.name == name and (declared, name) not in found:
                 found.add((declared, name))
+                if source.is_protocol(declared):
+                    for config in configs:
+                        add(config, name)
                 for read in source.scope(declared[0], member, declared).reads():
                     add(*read)
                 return
