@@ -107,7 +107,8 @@ def config_of(loop: Loop) -> DistillConfig:
     return loop.objective.config
 
 
-@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (3, 2)])  # 3 do not divide the batch
+# 3 do not divide the batch. Each process takes seconds to import torch.
+@pytest.mark.parametrize(("world_size", "accumulate"), [(3, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_workers_that_share_a_batch_have_the_gradients_of_one(
     loop: Loop, tmp_path: Path, world_size: int, accumulate: int
 ) -> None:
