@@ -18,7 +18,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
-from pipelines import cluster, reporting
+from pipelines import reporting
 from pipelines.config import presets
 from pipelines.redaction import redact
 from pipelines.reporting import Report
@@ -31,6 +31,10 @@ Config = TypeVar("Config")
 logger = logging.getLogger(__name__)
 
 
+def always(_: object) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Job(Generic[Config]):
     """A job.
@@ -41,6 +45,8 @@ class Job(Generic[Config]):
         plan: reports what would be done (`--dry-run`), and writes nothing.
         run: does it, and returns the report to show.
         dashboard: whether a local Ray is started with its dashboard.
+        in_memory: whether a local Ray must put no object on a disk.
+        needs_ray: whether what the config asks for runs on Ray.
     """
 
     name: str
@@ -48,6 +54,8 @@ class Job(Generic[Config]):
     plan: Callable[[Config], Report]
     run: Callable[[Config], Report]
     dashboard: bool = False
+    in_memory: bool = False
+    needs_ray: Callable[[Config], bool] = always
 
 
 @dataclass(frozen=True)
@@ -75,14 +83,22 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
     try:
         sources, flags = take_sources(list(sys.argv[1:] if argv is None else argv))
         config = parse(job, sources, flags)
-        cluster.start_ray(dashboard=job.dashboard)
-        cluster.reject_local_urls(config, sources.shared_folder)
+        if job.needs_ray(config):
+            start_ray(job, config, sources)
         reporting.show(job.plan(config) if sources.dry_run else job.run(config))
     except (ValueError, OSError) as error:
         logger.debug("the job failed", exc_info=True)
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to go on", INTERRUPTED)
+
+
+def start_ray(job: Job[Config], config: Config, sources: Sources) -> None:
+    """Starts or joins Ray for a job."""
+    from pipelines import cluster  # noqa: PLC0415 - imports Ray, which takes seconds
+
+    cluster.start_ray(dashboard=job.dashboard, in_memory=job.in_memory)
+    cluster.reject_local_urls(config, sources.shared_folder)
 
 
 def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:

@@ -16,15 +16,18 @@ MIN_LOGICAL_CPUS = 4
 # What Ray Data reserves for a task unless told otherwise.
 TASK_CPUS = 1.0
 ROUND = 10_000
+# Files there are pages of memory (tmpfs).
+MEMORY_FOLDER = "/dev/shm"
 
 Item = TypeVar("Item")
 
 
-def start_ray(*, dashboard: bool = False) -> None:
+def start_ray(*, dashboard: bool = False, in_memory: bool = False) -> None:
     """Connects to the cluster of `RAY_ADDRESS` (set inside `ray job submit`), else starts a local one.
 
     A local cluster has at least four logical CPUs, because Ray Data and Ray Train starve each other on
     two. Its `dashboard`, on loopback, takes seconds to start; sweeps need it to free the resources of stopped trials.
+    With `in_memory`, objects that its store has no room for go to another place in memory, and not to a disk.
     """
     if ray.is_initialized():
         return
@@ -39,6 +42,8 @@ def start_ray(*, dashboard: bool = False) -> None:
         options["address"] = "local"
         options |= {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
         options["dashboard_port"] = free_port()
+        if in_memory:
+            options["object_spilling_directory"] = MEMORY_FOLDER
         # Explicit, because workers look for the dashboard among the processes of the machine, and would find that
         # of another cluster.
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options['dashboard_port']}"
@@ -170,13 +175,3 @@ def require_or_warn(message: str) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         raise ValueError(message)
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"{message}, unless machines are added", markup=False)
-
-
-def torch_threads(compute: ComputeConfig) -> int:
-    """CPU threads of one worker: the configured number, else an equal share of this machine's cores."""
-    return compute.threads or max(1, (os.cpu_count() or 1) // compute.max_workers)
-
-
-def steady_threads(compute: ComputeConfig) -> int:
-    """CPU threads of one worker whose results must depend neither on the number of workers nor on the machine."""
-    return compute.threads or max(1, int(compute.cpus_per_worker))

@@ -15,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+from pipelines import raw
+from pipelines.formats import FORMAT_OF, OPTIONAL, is_heif, is_raw, lacks, readable
+
 # A phone's JPEG whose first frame is the photograph, followed by auxiliary pictures.
 PHONE_JPEG = "MPO"
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+EXTENSIONS = (*FORMAT_OF, ".npy")
+# Bit of TIFF's NewSubfileType for a page that is another one at a lower resolution.
+SUBFILE_TYPE, REDUCED = 254, 1
 FINGERPRINT_ROWS = 16
 NPY_MAGIC = b"\x93NUMPY"
 # Errors of Pillow's decoders for damaged files (found by truncating files and flipping bytes).
@@ -32,8 +36,8 @@ Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
 def decode(data: bytes) -> NDArray[np.uint8]:
     """An encoded image as [H, W, 3] uint8 RGB, upright.
 
-    Reads PNG, JPEG, WebP, BMP, TIFF, and the .npy arrays ([H, W, 3] uint8 in BGR order) in which the sRGB
-    versions of SID, SMID and SDSD are distributed.
+    Reads the formats of `formats.EXTENSIONS` (a camera's RAW file as `raw.develop` has it), and the .npy arrays
+    ([H, W, 3] uint8 in BGR order) in which the sRGB versions of SID, SMID and SDSD are distributed.
 
     Raises:
         ValueError: with the reason, if the image is damaged, has several frames, or has no stated range.
@@ -47,20 +51,62 @@ def load(data: bytes) -> Image.Image:
         return Image.fromarray(_decode_npy(data))
     if not data:
         raise ValueError("the file is empty")
+    if is_raw(data):
+        return Image.fromarray(raw.develop_8_bit(data))
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        frames = getattr(image, "n_frames", 1)
-        if frames != 1 and image.format != PHONE_JPEG:
-            raise ValueError(f"it holds {frames} frames, but a photograph has one")
+        image = open_image(data)
+        if not is_single(image):
+            raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} frames, but a photograph has one")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError:
-        raise ValueError(f"it is not an image in one of {', '.join(FORMATS)}") from None
+        raise ValueError(unknown_format(data)) from None
     except DAMAGE as error:
         raise ValueError(str(error) or type(error).__name__) from None
     if image.mode in ("I", "F"):
         raise ValueError(f"its {image.mode}-mode pixels (32 bits) have no stated range; save it with 8 or 16 bits")
     return image
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Pillow's view of an encoded image, not decoded yet; raises what Pillow raises."""
+    if is_heif(data) and not lacks("HEIF"):
+        import pillow_heif  # noqa: PLC0415 - of an extra
+
+        pillow_heif.register_heif_opener()
+        return Image.open(io.BytesIO(data), formats=["HEIF"])
+    return Image.open(io.BytesIO(data), formats=[name for name in readable() if name not in OPTIONAL])
+
+
+def unknown_format(data: bytes) -> str:
+    """Why Pillow does not know an image, for people."""
+    if is_heif(data) and (reason := lacks("HEIF")):
+        return f"it is a HEIF photograph: {reason}"
+    return f"it is not an image in one of {', '.join(readable())}"
+
+
+def is_single(image: Image.Image) -> bool:
+    """Whether a file holds one photograph, besides pictures that belong to it.
+
+    Those are the further ones of a phone's JPEG or HEIF, and pages of a TIFF that say that they are reductions of
+    another one (thumbnails). The image is left at its first page.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format in (PHONE_JPEG, "HEIF"):
+        return True
+    if image.format != "TIFF":
+        return False
+    further = []
+    for number in range(1, frames):
+        image.seek(number)
+        further.append(bool(getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & REDUCED))
+    image.seek(0)
+    return all(further)
+
+
+def as_stored(data: bytes) -> bytes:
+    """What a dataset keeps of a file: the file itself, or of a camera's RAW file its development as PNG."""
+    return encode_png(raw.develop_8_bit(data)) if is_raw(data) else data
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,7 +1,9 @@
 """A student ready to use: its weights on a device, in a precision, with the number of steps it was distilled for."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,6 +47,20 @@ def result_brightness(file: NetworkFile, brightness: float | None = None) -> flo
     elif not 0 < brightness < 1:
         raise ValueError(f"brightness is {brightness}, but is a mean luma and must be in (0, 1); 0.45 is usual")
     return brightness
+
+
+def check_pixels(pixels: Pixels) -> None:
+    """Raises ValueError unless these are [H, W, 3], uint8 or uint16."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+        raise ValueError(
+            f"pixels are {pixels.dtype} {list(pixels.shape)}, but must be RGB, uint8 or uint16 [H, W, 3]; "
+            "convert the image first"
+        )
+
+
+def gain_of_pixels(pixels: Pixels, brightness: float | None) -> float:
+    """Exposure gain to a mean luma in (0, 1); 1 if none is asked for."""
+    return 1.0 if brightness is None else float(exposure_gain(brightness, mean_luma_of_pixels(pixels)))
 
 
 class Student:
@@ -115,26 +131,57 @@ class Student:
                 schedule, the brightness is out of range or needed and not known, the overlap is too wide, or the result
                 is not finite.
         """
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
-            raise ValueError(
-                f"pixels are {pixels.dtype} {list(pixels.shape)}, but must be RGB, uint8 or uint16 [H, W, 3]; "
-                "convert the image first"
-            )
+        check_pixels(pixels)
         if not 0 <= overlap <= tile // 4:
             raise ValueError(
                 f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual"
             )
+        if pixels.shape[0] * pixels.shape[1] <= tile * tile:
+            return self.enhance_batch([pixels], seed=seed, steps=steps, mode=mode, brightness=brightness)[0]
         steps = sampling_steps(self.file, steps or self.default_steps)
         asked = result_brightness(self.file, brightness)
-        gain = 1.0 if asked is None else float(exposure_gain(asked, mean_luma_of_pixels(pixels)))
         with autocast(self.device, self.precision):
-            if pixels.shape[0] * pixels.shape[1] > tile * tile:
-                tiled = TiledSampler(self.tiled_network, pixels, self.schedule, mode, tile, overlap, gain, asked)
-                return tiled.run(steps, seed)
-            low, gains = signed_from_pixels(pixels, self.device), torch.tensor([gain], device=self.device)
+            tiled = TiledSampler(
+                self.tiled_network, pixels, self.schedule, mode, tile, overlap, gain_of_pixels(pixels, asked), asked
+            )
+            return tiled.run(steps, seed)
+
+    @torch.no_grad()
+    def enhance_batch(
+        self,
+        photographs: Sequence[Pixels],
+        *,
+        seed: int = 0,
+        steps: int = 0,
+        mode: DdimMode = "exact",
+        brightness: float | None = None,
+    ) -> list[Pixels]:
+        """Enhances photographs of one size and type at once, without tiles.
+
+        The network may round differently in a batch than with one photograph: by one step, in a few pixels.
+
+        Args:
+            photographs: each [H, W, 3] RGB, uint8 or uint16.
+            seed: of the noise, the same for every photograph.
+            steps: as in `enhance`.
+            mode: the sampler.
+            brightness: as in `enhance`.
+
+        Returns:
+            Each [H, W, 3] of the same type.
+
+        Raises:
+            ValueError: as `enhance` does.
+        """
+        for pixels in photographs:
+            check_pixels(pixels)
+        steps = sampling_steps(self.file, steps or self.default_steps)
+        asked = result_brightness(self.file, brightness)
+        low = signed_from_pixels(np.stack(photographs), self.device)
+        gains = torch.tensor([gain_of_pixels(pixels, asked) for pixels in photographs], device=self.device)
+        with autocast(self.device, self.precision):
             enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode, gains)
-            result: Pixels = pixels_from_signed(with_brightness(enhanced, asked), pixels.dtype)[0]
-            return result
+            return list(pixels_from_signed(with_brightness(enhanced, asked), photographs[0].dtype))
 
     @torch.no_grad()
     def enhance_images(

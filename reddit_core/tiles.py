@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from reddit_core.brightness import BAND_ROWS, with_brightness
+from reddit_core.brightness import BAND_ROWS, brightness_scale
 from reddit_core.networks import Network
-from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels
+from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels, signed_from_unit
 from reddit_core.sampler import DdimMode, sample_step, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
@@ -173,12 +173,20 @@ class TiledSampler:
         z = seeded_noise((1, 3, *self.padded.shape[:2]), seed).to(self.device)
         for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
             z = self.step(z, t, s)
-        z = with_brightness(z[..., : self.height, : self.width], self.brightness)
+        return self.finish(z[..., : self.height, : self.width])
+
+    def finish(self, z: Float[Tensor, "1 3 h w"]) -> Pixels:
+        """The result in [-1, 1] as pixels of the brightness that is asked for, in bands; `z` is overwritten."""
+        scale = torch.ones(1, dtype=torch.float64, device=self.device)
+        if self.brightness is not None:
+            z.add_(1).div_(2).clamp_(0, 1)  # as `with_brightness` does, in place
+            scale = brightness_scale(z, torch.full_like(scale, self.brightness))
         result = np.empty_like(self.pixels)
         for start in range(0, self.height, BAND_ROWS):
-            result[start : start + BAND_ROWS] = pixels_from_signed(z[..., start : start + BAND_ROWS, :], result.dtype)[
-                0
-            ]
+            band = z[..., start : start + BAND_ROWS, :]
+            if self.brightness is not None:
+                band = signed_from_unit((band * scale[:, None, None, None].to(band.dtype)).clamp(0, 1))
+            result[start : start + BAND_ROWS] = pixels_from_signed(band, result.dtype)[0]
         return result
 
     def step(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> Float[Tensor, "1 3 h w"]:
@@ -228,6 +236,8 @@ def _pad(pixels: Pixels, multiple: int) -> Pixels:
     """As `sampler.pad_to_multiple`, on pixels."""
     height, width = pixels.shape[:2]
     bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return pixels
     margins = ((0, bottom), (0, right), (0, 0))
     fits = bottom < height and right < width
     return np.pad(pixels, margins, mode="reflect") if fits else np.pad(pixels, margins, mode="edge")

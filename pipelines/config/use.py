@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines import storage
+from pipelines import formats, storage
 from pipelines.config.parts import (
     ComputeConfig,
     IntList,
     Split,
     TrackingConfig,
     make_absolute,
+    reject_unused,
     require,
 )
 from reddit_core.precision import Precision
@@ -55,33 +56,25 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnhanceConfig:
-    """Enhance a photograph, a folder or a bucket of them."""
+class StudentConfig:
+    """A student, and how it enhances photographs."""
 
-    source: str
-    """URL of a photograph or a folder."""
-    output: str
-    """URL of the folder to write to."""
     weights: str
     """URL of the student's weights."""
     steps: int = 0
     """Sampling steps; 0 takes the number that the weights were distilled for."""
-    seed: int = 0
-    """Seed of the sampler's noise."""
     brightness: float | Literal["auto"] = "auto"
     """Mean luma that every result shall have, in (0, 1); auto takes what the weights were trained on."""
     tile: int = 1024
     """Side of the tiles that larger images are split into; larger ones need more memory and less time."""
     overlap: int = 64
     """Pixels over which neighbouring tiles are blended, at most a quarter of a tile."""
-    compare: bool = False
-    """Also write the input and the result side by side."""
     precision: Precision = "fp32"
     """bf16 runs networks under autocast."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
-        make_absolute(self, "source", "output", "weights")
+        make_absolute(self, "weights")
         require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
         require(
             self.brightness == "auto" or 0 < self.brightness < 1,
@@ -100,6 +93,36 @@ class EnhanceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnhanceConfig(StudentConfig):
+    """Enhance a photograph, a folder or a bucket of them."""
+
+    source: str
+    """URL of a photograph or a folder."""
+    output: str
+    """URL of the folder to write to; for one photograph also of its result, such as better.jpg."""
+    seed: int = 0
+    """Seed of the sampler's noise."""
+    compare: bool = False
+    """Also write the input and the result side by side."""
+    max_megapixels: float = 250.0
+    """Largest photograph; a megapixel needs about 30 MB of memory, twice that with 16 bits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_absolute(self, "source", "output")
+        require(self.max_megapixels > 0, f"max_megapixels is {self.max_megapixels}, but must be above 0; 250 is usual")
+        require(
+            formats.format_of(self.output) != "RAW",
+            f"output is {self.output}, but RAW files cannot be written; name a .tif, .png or .jpg",
+        )
+
+    @property
+    def writes_one_file(self) -> bool:
+        """Whether the output is a file, by its extension, and not a folder."""
+        return bool(formats.format_of(self.output))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Export a student with its sampler unrolled: ONNX and torch.export, checked against torch."""
 
@@ -109,10 +132,18 @@ class ExportConfig:
     """URL of the folder to write student.onnx, student.pt2 and the model card to."""
     steps: int = 0
     """Sampling steps; 0 takes the number that the weights were distilled for."""
+    host: bool = False
+    """Write instead a model for other programs, such as darktable: from an image in [0, 1] to an image in [0, 1]."""
+    gain: float = 0.0
+    """Exposure gain of every image that such a program hands over, so that its tiles agree; 0 takes for each the one
+    that leads to the weights' brightness."""
 
     def __post_init__(self) -> None:
         make_absolute(self, "weights", "output")
         require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
+        require(self.gain >= 0, f"gain is {self.gain}, but must be above 0; 8 suits a photograph 3 stops too dark")
+        if not self.host:
+            reject_unused(self, ("gain",), "it is used with --host only; add that, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,10 @@
-"""The actor that reads, enhances and writes photographs, and its work list."""
+"""Reads, enhances and writes photographs: in this process, or as the actor of a pool."""
 
 import errno
 import io
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,43 +12,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines import storage
-from pipelines.cluster import torch_threads
+from pipelines import formats, storage
 from pipelines.config.use import EnhanceConfig
-from pipelines.enhancement.photo_files import Photograph, read_photograph, write_photograph
+from pipelines.enhancement.metadata import fit_metadata
+from pipelines.enhancement.photo_files import in_format, read_photograph, write_photograph
+from pipelines.enhancement.photograph import Photograph
+from pipelines.enhancement.work import Work, urls_of_results
+from pipelines.threads import torch_threads
 from pipelines.weights import load_student
 from reddit_core.pixels import Pixels
 
-COMPARISONS = "compare"
 COMPARISON_SIDE = 2048
 # Read errors that concern one file: a bad sector, a name that is too long, a cycle of links.
 OF_A_FILE = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work list of a run.
-
-    Attributes:
-        root: URL of the folder with the photographs.
-        names: all photographs, relative to the root.
-        missing: those without a result.
-        ignored: number of files that are no photographs.
-        steps: sampling steps.
-        settings: everything that decides the results; stored with them.
-    """
-
-    root: str
-    names: Sequence[str]
-    missing: Sequence[str]
-    ignored: int
-    steps: int
-    settings: Mapping[str, Any]
-
-
-def results_of(config: EnhanceConfig, name: str) -> list[str]:
-    """The result files of a photograph, relative to the output."""
-    return [name, *([f"{COMPARISONS}/{name}.jpg"] if config.compare else [])]
 
 
 class Enhancer:
@@ -62,16 +37,21 @@ class Enhancer:
         self.network_is_free = threading.Lock()
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
-        name = self.work.missing[int(batch["id"][0])]
+        row = self.process(self.work.missing[int(batch["id"][0])])
+        return {column: [value] for column, value in row.items()}
+
+    def process(self, name: str) -> dict[str, Any]:
+        """A row for the driver: a photograph's figures, the `reason` why it was left out, or the error of storage."""
         try:
             photograph = self.read(name)
             pixels, seconds = self.enhance(photograph.pixels)
-            self.write(name, photograph, pixels)
+            notes = self.write(name, photograph, pixels)
         except ValueError as error:
             return outcome(name, reason=str(error))
         except OSError as error:  # reported by the driver, as one line
             return outcome(name, of_storage=str(error) or type(error).__name__)
-        return outcome(name, megapixels=pixels.shape[0] * pixels.shape[1] / 1e6, seconds=seconds)
+        megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+        return outcome(name, megapixels=megapixels, seconds=seconds, notes="; ".join(notes))
 
     def read(self, name: str) -> Photograph:
         """Reads a photograph.
@@ -81,18 +61,24 @@ class Enhancer:
             OSError: if storage fails.
         """
         try:
-            return read_photograph(storage.read_bytes(storage.join(self.work.root, name)))
+            data = storage.read_bytes(storage.join(self.work.root, name))
+            return read_photograph(data, self.config.max_megapixels)
         except OSError as error:
             if isinstance(error, storage.PERMANENT_ERRORS) or error.errno in OF_A_FILE:
                 raise ValueError(f"it cannot be read ({type(error).__name__}: {error.strerror or error})") from None
             raise
 
-    def write(self, name: str, photograph: Photograph, pixels: Pixels) -> None:
-        if self.config.compare:
-            comparison = side_by_side(photograph.pixels, pixels)
-            storage.write_bytes(storage.join(self.config.output, results_of(self.config, name)[1]), comparison)
+    def write(self, name: str, photograph: Photograph, pixels: Pixels) -> tuple[str, ...]:
+        """Writes the result, and says what of the photograph's metadata its format has no room for."""
+        result, *comparison = urls_of_results(self.config, name)
+        if comparison:
+            storage.write_bytes(comparison[0], side_by_side(photograph.pixels, pixels))
+        if self.config.writes_one_file:
+            photograph, pixels = in_format(photograph, pixels, formats.format_of(self.config.output))
+        photograph, notes = fit_metadata(photograph)
         # Last, since a photograph counts as done when this file is there.
-        storage.write_bytes(storage.join(self.config.output, name), write_photograph(photograph, pixels))
+        storage.write_bytes(result, write_photograph(photograph, pixels))
+        return notes
 
     def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
         """The enhanced pixels, and the seconds that it took without waiting for the network."""
@@ -110,11 +96,17 @@ class Enhancer:
 
 
 def outcome(
-    name: str, *, reason: str = "", of_storage: str = "", megapixels: float = 0.0, seconds: float = 0.0
-) -> dict[str, list[Any]]:
-    """A row for the driver: a photograph's figures, the `reason` why it was left out, or the error of storage."""
-    row = {"name": name, "reason": reason, "of_storage": of_storage, "megapixels": megapixels, "seconds": seconds}
-    return {column: [value] for column, value in row.items()}
+    name: str,
+    *,
+    reason: str = "",
+    of_storage: str = "",
+    megapixels: float = 0.0,
+    seconds: float = 0.0,
+    notes: str = "",
+) -> dict[str, Any]:
+    """A row of `Enhancer.process`."""
+    figures = {"megapixels": megapixels, "seconds": seconds, "notes": notes}
+    return {"name": name, "reason": reason, "of_storage": of_storage, **figures}
 
 
 def side_by_side(before: Pixels, after: Pixels) -> bytes:

@@ -36,6 +36,8 @@ from reddit_core.student import sampling_steps
 from reddit_core.weights import NetworkFile
 
 ONNX, PT2, CARD = "student.onnx", "student.pt2", "README.md"
+# What `hosting.py` writes: a folder that darktable 5.6 finds below its `models`, and its model.
+HOST_FOLDER, HOST_MODEL = "denoise-reddit", "model.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # The exported graph computes in float32, the sampler in float64 around the network.
 TOLERANCE = 1e-4
@@ -55,14 +57,18 @@ class UnrolledSampler(nn.Module):
         self.steps = list(pairwise(levels))
 
     def forward(self, noise: Tensor, *, low: Tensor, brightness: Tensor | None = None) -> Tensor:
-        z = noise
         gain = None if brightness is None else gains_of(low, brightness)
+        return with_brightness(self.run(noise, low, gain), brightness)
+
+    def run(self, noise: Tensor, low: Tensor, gain: Tensor | None) -> Tensor:
+        """The sampler's result for an exposure gain per image, in [-1, 1]."""
+        z = noise
         for a_t, a_s in self.steps:
             sigma_t, sigma_s = (1 - a_t**2) ** 0.5, max(0.0, 1 - a_s**2) ** 0.5
             output = self.network(z, torch.full_like(z[:, 0, 0, 0], a_t), low=low, gain=gain)
             x_0 = self.clean_image(output, z, a_t, sigma_t).clamp(-1, 1)
             z = a_s * x_0 + (sigma_s / sigma_t) * (z - a_t * x_0)
-        return with_brightness(z.clamp(-1, 1), brightness)
+        return z.clamp(-1, 1)
 
     def clean_image(self, output: Tensor, z: Tensor, a_t: float, sigma_t: float) -> Tensor:
         """`x_0` as `diffusion.interpret` has it, in float32."""
@@ -146,17 +152,24 @@ def to_onnx(program: torch.export.ExportedProgram, file: NetworkFile) -> bytes:
     import onnx  # noqa: PLC0415 - of an extra that only this job needs
 
     names = list(example(file, EXAMPLE_SIZE))
-    converted = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["enhanced"], verbose=False)
-    assert converted is not None, "the dynamo exporter returns a program"
-    with tempfile.TemporaryDirectory(prefix="reddit-export-") as folder:
-        path = Path(folder) / ONNX
-        converted.save(str(path), external_data=False)
-        model = onnx.load(str(path))
+    model = onnx.load_model_from_string(convert(program, names, ["enhanced"]))
     if file.brightness is not None:  # an input that is an initializer too may be left out
         default = np.array([file.brightness], dtype=np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(default, "brightness"))
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def convert(program: torch.export.ExportedProgram, input_names: list[str], output_names: list[str]) -> bytes:
+    """A graph as ONNX."""
+    converted = torch.onnx.export(
+        program, dynamo=True, input_names=input_names, output_names=output_names, verbose=False
+    )
+    assert converted is not None, "the dynamo exporter returns a program"
+    with tempfile.TemporaryDirectory(prefix="reddit-export-") as folder:
+        path = Path(folder) / ONNX
+        converted.save(str(path), external_data=False)
+        return path.read_bytes()
 
 
 def check_parity(file: NetworkFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
@@ -230,6 +243,7 @@ def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
 def plan_export(config: ExportConfig) -> Report:
     """What would be written."""
     file, steps = prepare(config)
+    names = (f"{HOST_FOLDER}/{HOST_MODEL}",) if config.host else (ONNX, PT2)
     parameters = sum(parameter.numel() for parameter in file.network.parameters())
-    rows = [{"file": name, "MB, about": parameters * 4 / 1e6} for name in (ONNX, PT2)]
+    rows = [{"file": name, "MB, about": parameters * 4 / 1e6} for name in names]
     return Report(title=f"Plan of export: {config.output}", rows=rows, facts={"steps": steps, "parameters": parameters})

@@ -1,86 +1,101 @@
-"""Reads and writes photographs; a result keeps the original's format, bit depth, alpha, ICC profile and EXIF.
+"""Reads and writes photographs; a result keeps the original's format, bit depth, alpha, profile and metadata.
 
-8-bit pictures go through Pillow; it cannot hold 16-bit RGB, so those go through `sixteen_bit.py`, and are written by
-OpenCV (PNG) and tifffile (TIFF).
+8-bit pictures go through Pillow; it cannot hold 16-bit RGB, so those are read by `sixteen_bit.py` and written by
+`sixteen_bit_writing.py`. A camera's RAW file is developed to 16 bits, and its result is a TIFF.
 """
 
 import io
-import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
-import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.ExifTags import IFD
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from pipelines.enhancement.sixteen_bit import ORIENTATION, is_16_bit, read_16_bit
-from pipelines.images import DAMAGE, FORMATS, PHONE_JPEG
+from pipelines import raw
+from pipelines.enhancement.metadata import XMP_TAG, dpi_of, exif_of, exif_of_tiff, fit_metadata, load_exif, xmp_of
+from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownFormatError
+from pipelines.enhancement.sixteen_bit import is_16_bit, read_16_bit
+from pipelines.enhancement.sixteen_bit_writing import encode_png, encode_tiff
+from pipelines.formats import is_raw
+from pipelines.images import DAMAGE, PHONE_JPEG, is_single, open_image, unknown_format
+from reddit_core.brightness import GRAY_WEIGHTS
 from reddit_core.pixels import Pixels
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-MAX_MEGAPIXELS = 50.5  # cameras of nominal 50 have a few more
+MAX_MEGAPIXELS = 250.0
 QUALITY = 95
-EXIF_PREFIX = b"Exif\0\0"
-# Tags of a TIFF's main directory that are kept: description, maker,
-# model, software, date, artist, copyright.
-PROVENANCE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
-# EXIF directories with the camera settings and the place.
-DIRECTORIES = (IFD.Exif, IFD.GPSInfo)
-ASCII, LONG = 2, 4
-LUMA = np.array([0.299, 0.587, 0.114])
+XMP_TEXT = "XML:com.adobe.xmp"  # the name of a PNG's text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Photograph:
-    """A decoded picture, upright.
-
-    Attributes:
-        pixels: [H, W, 3] RGB, uint8 or uint16.
-        alpha: [H, W] of the same type, or None.
-        grey: the file has one channel (`pixels` has three equal ones).
-        format: Pillow's name of the file's format.
-        lossless: the file's pixels are exact (a WebP may be either).
-        exif: EXIF block without orientation; empty if there is none.
-        icc: ICC profile of the pixels; empty if there is none.
-    """
-
-    pixels: Pixels
-    alpha: Pixels | None = None
-    grey: bool = False
-    format: str
-    lossless: bool = True
-    exif: bytes = b""
-    icc: bytes = b""
-
-
-def read_photograph(data: bytes) -> Photograph:
-    """Decodes PNG, JPEG, WebP, BMP or TIFF bytes.
+def read_photograph(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Photograph:
+    """Decodes a photograph in one of `formats.EXTENSIONS`.
 
     CMYK becomes RGB without its profile, a palette becomes RGB; the EXIF orientation is applied.
 
     Raises:
-        ValueError: with the reason, if this is no single whole photograph of at most `MAX_MEGAPIXELS`.
+        TooLargeError: if it has more than `max_megapixels`.
+        UnknownFormatError: if it is no image of these formats, or a package that reads it is not installed.
+        ValueError: with the reason, if this is no single whole photograph.
     """
+    with _reasons(data):
+        if is_raw(data):
+            return _develop(data, max_megapixels)
+        with open_image(data) as image:
+            return _decode(image, data, max_megapixels)
+
+
+def megapixels_of(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> float:
+    """Size of a photograph by its header, without decoding it; raises as `read_photograph` does for what it can see."""
+    with _reasons(data):
+        if is_raw(data):
+            with raw.open_raw(data) as opened:
+                return check_size(*raw.size_of(opened), max_megapixels)
+        with open_image(data) as image:
+            return check_size(*image.size, max_megapixels)
+
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Context manager that turns decoders' errors into ValueErrors with a reason."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decode(image, data)
+        yield
     except UnidentifiedImageError:
-        raise ValueError(f"it is not an image in one of {', '.join(FORMATS)}") from None
+        raise UnknownFormatError(unknown_format(data)) from None
+    except (TooLargeError, UnknownFormatError):
+        raise
     except DAMAGE as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def _decode(image: Image.Image, data: bytes) -> Photograph:
-    width, height = image.size
-    if width * height > MAX_MEGAPIXELS * 1e6:
-        raise ValueError(f"it has {width * height / 1e6:.1f} megapixels, but at most {MAX_MEGAPIXELS} are enhanced")
-    frames = getattr(image, "n_frames", 1)
-    if frames != 1 and image.format != PHONE_JPEG:
-        raise ValueError(f"it holds {frames} frames, but a photograph has one")
+def check_size(width: int, height: int, max_megapixels: float) -> float:
+    """The megapixels; raises TooLargeError above `max_megapixels`."""
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise TooLargeError(
+            f"it has {megapixels:.1f} megapixels, but at most {max_megapixels:g} are enhanced; raise --max-megapixels"
+        )
+    return megapixels
+
+
+def _develop(data: bytes, max_megapixels: float) -> Photograph:
+    """A RAW file as 16 bits, with the camera's metadata."""
+    with raw.open_raw(data) as opened:
+        check_size(*raw.size_of(opened), max_megapixels)
+        source = raw.with_metadata(data, opened)
+        pixels = raw.develop(opened, 16)
+    if source.startswith(b"\xff\xd8"):
+        with Image.open(io.BytesIO(source)) as preview:
+            exif = exif_of(preview)
+    else:
+        exif = exif_of_tiff(source)
+    return Photograph(pixels=pixels, format="TIFF", exif=exif)
+
+
+def _decode(image: Image.Image, data: bytes, max_megapixels: float) -> Photograph:
+    check_size(*image.size, max_megapixels)
+    if not is_single(image):
+        raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} frames, but a photograph has one")
     if image.mode in ("I", "F"):
         raise ValueError(f"its {image.mode}-mode pixels (32 bits) have no stated range; save it with 8 or 16 bits")
     return _decode_16_bit(image, data) if is_16_bit(image, data) else _decode_8_bit(image, data)
@@ -88,17 +103,19 @@ def _decode(image: Image.Image, data: bytes) -> Photograph:
 
 def _decode_8_bit(image: Image.Image, data: bytes) -> Photograph:
     image.load()
+    dpi, xmp = dpi_of(image), xmp_of(image)
     ImageOps.exif_transpose(image, in_place=True)
-    rgb = image.convert("RGB")
     has_alpha = image.has_transparency_data
     return Photograph(
-        pixels=np.array(rgb),
+        pixels=np.array(image if image.mode == "RGB" else image.convert("RGB")),
         alpha=np.array(image.convert("RGBA").getchannel("A")) if has_alpha else None,
         grey=image.mode in ("1", "L", "LA"),
         format="JPEG" if image.format == PHONE_JPEG else str(image.format),
         lossless=_is_lossless(str(image.format), data),
-        exif=_exif_of(image),
+        exif=exif_of(image),
         icc=b"" if image.mode == "CMYK" else image.info.get("icc_profile") or b"",
+        xmp=xmp,
+        dpi=dpi,
     )
 
 
@@ -110,48 +127,17 @@ def _decode_16_bit(image: Image.Image, data: bytes) -> Photograph:
         alpha=None if alpha is None else np.ascontiguousarray(alpha),
         grey=grey,
         format=str(image.format),
-        exif=_exif_of(image),
+        exif=exif_of(image),
         icc=image.info.get("icc_profile") or b"",
+        xmp=xmp_of(image),
+        dpi=dpi_of(image),
     )
-
-
-def _exif_of(image: Image.Image) -> bytes:
-    """The EXIF block without orientation, and for a TIFF without the tags that describe its pixel layout."""
-    found = image.getexif()
-    exif = _copy_exif(found, PROVENANCE_TAGS if image.format == "TIFF" else tuple(found))
-    return exif.tobytes() if len(exif) else b""
-
-
-def _copy_exif(found: Image.Exif, tags: Iterable[int]) -> Image.Exif:
-    """Copies some tags of the main directory, without orientation, and all of `DIRECTORIES`."""
-    exif = Image.Exif()
-    for tag in tags:
-        if tag in found and tag not in (ORIENTATION, *DIRECTORIES):
-            exif[tag] = _unread(found[tag])
-    for directory in (name for name in DIRECTORIES if name in found):
-        values = {tag: _unread(value) for tag, value in found.get_ifd(directory).items()}
-        if IFD.Interop in values:  # an offset in the old file
-            values[IFD.Interop] = dict(found.get_ifd(IFD.Interop))
-        exif[directory] = values
-    return exif
-
-
-def _load_exif(data: bytes) -> Image.Exif:
-    found = Image.Exif()
-    if data:
-        found.load(data)
-    return _copy_exif(found, tuple(found))
-
-
-def _unread(value: Any) -> Any:
-    """Text as its original bytes: Pillow decodes them as Latin-1, and would write non-ASCII characters as "?"."""
-    return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def _is_lossless(name: str, data: bytes) -> bool:
     """Whether the pixels are stored exactly; of a WebP the type of its image chunk decides."""
     if name != "WEBP":
-        return name not in ("JPEG", PHONE_JPEG)
+        return name not in ("JPEG", PHONE_JPEG, "AVIF", "HEIF")
     position = 12
     while position + 8 <= len(data):
         kind, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
@@ -161,95 +147,66 @@ def _is_lossless(name: str, data: bytes) -> bool:
     return False
 
 
+def in_format(photograph: Photograph, pixels: Pixels, name: str) -> tuple[Photograph, Pixels]:
+    """A photograph and its new pixels as another format holds them.
+
+    Only PNG and TIFF have 16 bits; for others the high byte is taken. JPEG and BMP have no alpha. A photograph that
+    becomes a WebP is stored exactly, unless its own file was lossy.
+    """
+    if name not in ("PNG", "TIFF") and pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+        alpha = None if photograph.alpha is None else (photograph.alpha >> 8).astype(np.uint8)
+        photograph = replace(photograph, alpha=alpha)
+    if name in ("JPEG", "BMP"):
+        photograph = replace(photograph, alpha=None)
+    return replace(photograph, format=name, lossless=photograph.lossless and name != "JPEG"), pixels
+
+
 def write_photograph(original: Photograph, pixels: Pixels) -> bytes:
     """Encodes new pixels, [H, W, 3] of the original's size and type, in the original's format.
 
-    The same pixels give the same bytes. JPEG and lossy WebP are written at quality 95, with full colour
-    resolution.
+    The same pixels give the same bytes. JPEG, AVIF, HEIF and lossy WebP are written at quality 95, with full colour
+    resolution. Metadata that the format has no room for is left out; `fit_metadata` names it.
     """
+    original, _ = fit_metadata(original)
     planes = [_to_grey(pixels)] if original.grey else [pixels]
     if original.alpha is not None:
         planes.append(original.alpha)
     stacked = np.dstack(planes) if len(planes) > 1 else planes[0]
     if pixels.dtype == np.uint8:
         return _encode_8_bit(original, stacked)
-    return (
-        _encode_tiff_16_bit(original, stacked) if original.format == "TIFF" else _encode_png_16_bit(original, stacked)
-    )
+    return encode_tiff(original, stacked) if original.format == "TIFF" else encode_png(original, stacked)
 
 
 def _to_grey(pixels: Pixels) -> Pixels:
-    return np.asarray(np.rint(pixels @ LUMA), dtype=pixels.dtype)
+    return np.asarray(np.rint(pixels @ np.array(GRAY_WEIGHTS)), dtype=pixels.dtype)
 
 
 def _encode_8_bit(original: Photograph, stacked: Pixels) -> bytes:
-    options: dict[str, Any] = {}
-    if original.format in ("JPEG", "WEBP"):
-        options["quality"] = QUALITY
-    if original.format == "JPEG":
-        options["subsampling"] = 0
-    if original.format == "WEBP":
-        options |= {"lossless": original.lossless, "exact": original.lossless}
+    kept = {"exif": original.exif, "icc_profile": original.icc, "xmp": original.xmp, "dpi": original.dpi}
+    options: dict[str, Any] = {name: value for name, value in kept.items() if value}
+    options |= _options_of(original)
     # A TIFF stays uncompressed: Pillow's compressing writer cannot keep the directories that EXIF adds.
-    if original.format != "BMP":  # which has no room for either
-        options |= {"exif": original.exif or None, "icc_profile": original.icc or None}
     if original.format == "TIFF":  # whose writer would read the block's text anew, and write "?" for what is not ASCII
-        options |= {"exif": None, "tiffinfo": dict(_load_exif(original.exif))}
+        options.pop("exif", None)
+        options["tiffinfo"] = {**load_exif(original.exif), **({XMP_TAG: original.xmp} if original.xmp else {})}
+    if original.format == "PNG" and original.xmp:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt(XMP_TEXT, original.xmp.decode(errors="replace"))
     sink = io.BytesIO()
-    kept = {name: value for name, value in options.items() if value is not None}
-    Image.fromarray(stacked).save(sink, format=original.format, **kept)
+    Image.fromarray(stacked).save(sink, format=original.format, **options)
     return sink.getvalue()
 
 
-def _encode_png_16_bit(original: Photograph, stacked: Pixels) -> bytes:
-    if stacked.ndim == 3:
-        order = [2, 1, 0, 3] if stacked.shape[2] == 4 else [2, 1, 0]
-        # PNG has grey with alpha, but OpenCV writes it as colour; so that is what comes back.
-        stacked = stacked[:, :, order] if stacked.shape[2] > 2 else stacked[:, :, [0, 0, 0, 1]]
-    blocks = {
-        cv2.IMAGE_METADATA_EXIF: original.exif.removeprefix(EXIF_PREFIX),
-        cv2.IMAGE_METADATA_ICCP: original.icc,
-    }
-    present = {kind: np.frombuffer(block, np.uint8) for kind, block in blocks.items() if block}
-    _, encoded = cv2.imencodeWithMetadata(".png", np.ascontiguousarray(stacked), list(present), list(present.values()))
-    return bytes(encoded)
-
-
-def _encode_tiff_16_bit(original: Photograph, stacked: Pixels) -> bytes:
-    exif = _load_exif(original.exif)
-    tags = [(tag, ASCII, 0, exif[tag], True) for tag in PROVENANCE_TAGS if tag in exif]
-    sink = io.BytesIO()
-    tifffile.imwrite(
-        sink,
-        stacked,
-        photometric="minisblack" if original.grey else "rgb",
-        planarconfig="contig" if stacked.ndim == 3 else None,
-        extrasamples=None if original.alpha is None else ["unassalpha"],
-        compression="zlib",
-        predictor=True,
-        iccprofile=original.icc or None,
-        metadata=None,
-        software=False,
-        extratags=tags,
-    )
-    return _add_directories(sink.getvalue(), {tag: exif[tag] for tag in DIRECTORIES if tag in exif})
-
-
-def _add_directories(tiff: bytes, directories: Mapping[int, Mapping[int, Any]]) -> bytes:
-    """Adds EXIF directories, which tifffile cannot write, to a TIFF file; its main directory moves to the end."""
-    order = "<" if tiff.startswith(b"II") else ">"
-    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-    (count,) = struct.unpack_from(f"{order}H", tiff, start)
-    entries = [tiff[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
-    file = bytearray(tiff)
-    for tag, values in directories.items():
-        file += b"\0" * (len(file) % 2)  # directories begin at even bytes
-        directory = ImageFileDirectory_v2(tiff[:8], group=tag)
-        for name, value in values.items():
-            directory[name] = value
-        entries.append(struct.pack(f"{order}HHII", tag, LONG, 1, len(file)))
-        file += directory.tobytes(len(file))
-    file += b"\0" * (len(file) % 2)
-    struct.pack_into(f"{order}I", file, 4, len(file))
-    entries.sort(key=lambda entry: struct.unpack_from(f"{order}H", entry)[0])
-    return bytes(file + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4))
+def _options_of(original: Photograph) -> dict[str, Any]:
+    """How a format is written."""
+    match original.format:
+        case "JPEG":
+            return {"quality": QUALITY, "subsampling": 0}
+        case "WEBP":
+            return {"quality": QUALITY, "lossless": original.lossless, "exact": original.lossless}
+        case "AVIF":
+            return {"quality": QUALITY, "subsampling": "4:4:4"}
+        case "HEIF":
+            return {"quality": QUALITY, "chroma": 444}
+    return {}

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import failures, reporting, shards, storage
-from pipelines.cluster import actor_pool, check_gpus, device_of, rounds, torch_threads, use_gpu
+from pipelines.cluster import actor_pool, check_gpus, device_of, rounds, use_gpu
 from pipelines.config.parts import as_json
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
@@ -33,6 +33,7 @@ from pipelines.redaction import redact
 from pipelines.reporting import Report, Row
 from pipelines.restart_notice import without_restart_notice
 from pipelines.shards import shards_hash
+from pipelines.threads import torch_threads
 from pipelines.tracking import RunWriter, tracked_run
 from pipelines.weights import load_network
 

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import storage
-from pipelines.cluster import torch_threads
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.methods import CLAHE, INPUT, TRUTH, Method, methods_of, shown_methods
 from pipelines.images import encode_png
 from pipelines.pairs.dataset import decode_pair
 from pipelines.shards import ShardEntry
+from pipelines.threads import torch_threads
 from pipelines.trajectories.crops import cached_shard
 from pipelines.weights import load_lpips, load_student
 from reddit_core.brightness import LEAST_LUMA

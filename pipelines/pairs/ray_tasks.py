@@ -208,7 +208,9 @@ def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueErr
         raise ValueError(f"its low image is {width}x{height}, but its normal one {member.width}x{member.height}")
     digest = hashlib.sha256((images.pixel_hash(image) + member.normal_sha256).encode()).hexdigest()
     luma = {"low_luma": mean_luma_of_pixels(images.to_rgb(image)), "normal_luma": member.normal_luma}
-    values = {"low": low, "normal": normal, "width": width, "height": height, **luma, "sha256": digest}
+    assert isinstance(low, bytes)
+    stored = {"low": images.as_stored(low), "normal": images.as_stored(normal)}
+    values = {**stored, "width": width, "height": height, **luma, "sha256": digest}
     return {"pair_id": member.pair_id, **values}
 
 

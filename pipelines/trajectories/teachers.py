@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines import shards
-from pipelines.cluster import steady_threads, torch_threads
 from pipelines.config.jobs import DistillConfig, PrecomputeConfig
 from pipelines.shards import TARGET_COLUMNS
+from pipelines.threads import steady_threads, torch_threads
 from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.records import to_batch, to_levels, with_noise
 from pipelines.weights import load_for_inference

@@ -1,10 +1,11 @@
 """Peak memory of `ingest` and `precompute` at 1, 4 and 16 times as many images, and bytes per trajectory record; and of
-`enhance` for one photograph of 3, 12 and 50 megapixels, in tiles of 1024 x 1024.
+`enhance` for one photograph of 3, 12, 50 and 108 megapixels, in tiles of 1024 x 1024, with 8 bits and with 16.
 
 Each job runs as a process of its own with a Ray of its own. Memory is the sum of the proportional set sizes of the job
 and all of Ray's processes (so what they share, the object store above all, counts once), read every second.
 
-    python tests/benchmarks/bench_memory.py [--pairs 64] [--jobs ingest precompute enhance]
+    python tests/benchmarks/bench_memory.py [--pairs 64] [--jobs ingest precompute enhance] [--megapixels 3 108]
+        [--weights URL]
 """
 
 import itertools
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import psutil
+import tifffile
 import torch
 import tyro
 from making import make_sides, photograph_pairs
@@ -34,7 +37,6 @@ SCALES = (1, 4, 16)
 SIZE = (1440, 960)
 """Of the pairs' images: 16 such pairs fill what a worker keeps of decoded ones (`records.DECODED_BYTES`), so that it is
 full at the smallest scale too."""
-SIZES = ((2048, 1536), (4096, 3072), (8192, 6144))
 SHARDS = 8
 """Shards at the smallest scale: enough to keep every worker busy there too. They have the same size at all scales."""
 FLAT = 1.1
@@ -55,6 +57,10 @@ class Settings:
     """Pairs at the smallest scale, each of 1440 x 960 pixels."""
     crop: int = 64
     """Side of the crops of precompute, four to a pair."""
+    megapixels: tuple[int, ...] = (3, 12, 50, 108)
+    """Sizes of the photographs, 4:3, that enhance is measured with."""
+    weights: str = ""
+    """URL of the student that enhances them, in one step; empty makes one that is as deep as the released network."""
     jobs: tuple[Literal["ingest", "precompute", "enhance"], ...] = ("ingest", "precompute", "enhance")
     """The jobs that are measured."""
 
@@ -138,20 +144,30 @@ def measure(settings: Settings, folder: Path, scale: int) -> dict[str, Peak]:
     return peaks
 
 
-def measure_enhance(folder: Path) -> None:
+def measure_enhance(settings: Settings, folder: Path) -> None:
     """The peak for one photograph of each size, and what a further megapixel takes."""
     import skimage.data  # noqa: PLC0415 - slow to import
 
-    peaks: list[Peak] = []
-    for width, height in SIZES:
-        source = folder / f"photograph{width}"
-        source.mkdir()
-        Image.fromarray(skimage.data.chelsea() // 6).resize((width, height)).save(source / "chelsea.jpg")
-        flags = f"--source {source} --output {folder}/enhanced{width} --weights {folder}/deep.safetensors --steps 1"
-        peak, seconds = run("enhance", *flags.split(), "--compute.threads", "1")
-        peaks.append(peak)
-        more = (peak.mib - peaks[0].mib) / ((width * height - SIZES[0][0] * SIZES[0][1]) / 1e6 or 1)
-        print(f"enhance {width} x {height}: {peak}  {seconds:6.1f} s; {more:.1f} MiB a further megapixel", flush=True)
+    weights = settings.weights or f"{folder}/deep.safetensors"
+    for kind in ("jpg", "tif"):
+        first: tuple[Peak, float] | None = None
+        for megapixels in settings.megapixels:
+            width, height = (round((megapixels * 1e6 * share) ** 0.5 / 16) * 16 for share in (4 / 3, 3 / 4))
+            source, result = folder / f"{megapixels}.{kind}", folder / f"{megapixels}-enhanced.{kind}"
+            picture = Image.fromarray(skimage.data.chelsea() // 6).resize((width, height))
+            if kind == "jpg":
+                picture.save(source)
+            else:
+                tifffile.imwrite(source, np.asarray(picture).astype(np.uint16) * 257, photometric="rgb", metadata=None)
+            flags = f"--source {source} --output {result} --weights {weights} --steps 1 --compute.threads 1"
+            peak, seconds = run("enhance", *flags.split())
+            size = width * height / 1e6
+            first = first or (peak, size)
+            more = (peak.mib - first[0].mib) / (size - first[1] or 1)
+            print(
+                f"enhance {width} x {height} {kind}: {peak}  {seconds:6.1f} s; {more:.1f} MiB a further megapixel",
+                flush=True,
+            )
 
 
 def main(settings: Settings) -> None:
@@ -162,7 +178,7 @@ def main(settings: Settings) -> None:
             file = NetworkFile(network=UNet(config), schedule=NoiseSchedule(), facts={"role": "teacher"})
             save_network(f"{folder}/{weights}.safetensors", file)
         if "enhance" in settings.jobs:
-            measure_enhance(folder)
+            measure_enhance(settings, folder)
         jobs = [job for job in ("ingest", "precompute") if job in settings.jobs]
         peaks = {scale: measure(settings, folder, scale) for scale in SCALES} if jobs else {}
     for job, (small, large) in itertools.product(jobs, [(SCALES[0], scale) for scale in SCALES[1:]]):

@@ -21,8 +21,9 @@ from pipelines import storage
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance, plan_enhance
-from pipelines.enhancement.enhancer import Enhancer, Work
+from pipelines.enhancement.enhancer import Enhancer
 from pipelines.enhancement.photo_files import read_photograph
+from pipelines.enhancement.work import Work
 from pipelines.weights import load_network, save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance as enhance_untiled
@@ -121,8 +122,9 @@ def test_the_plan_writes_nothing(folder: Path, weights: str, tmp_path: Path) -> 
     report = plan_enhance(
         EnhanceConfig(source=str(folder), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD)
     )
-    assert counts(report.rows) == {"to enhance": 5, "done before": 0}
-    assert report.facts["megapixels, about"] == pytest.approx(5 * 96 * 128 / 1e6, rel=0.3)
+    assert counts(report.rows) == {"to enhance": 4, "done before": 0, "left out": 1}
+    assert report.facts["megapixels"] == pytest.approx(4 * 96 * 128 / 1e6)
+    assert report.facts["not read: notes.txt"] == ".txt is no format that is read"
     assert not (tmp_path / "out").exists()
 
 
@@ -249,7 +251,7 @@ def test_what_is_of_one_file_leaves_out_that_one(
     next(tiny_unet.parameters()).data.fill_(float("nan"))
     save_network(weights, NetworkFile(network=tiny_unet))
     config = EnhanceConfig(source=str(source), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD)
-    work = Work(str(source), (), ("a.png", "b.png"), 0, 2, {})
+    work = Work(str(source), (), ("a.png", "b.png"), {}, 2, {})
     enhancer = Enhancer(config, work, "cpu")
     circle, black = (enhancer({"id": np.array([i])}) for i in range(2))
     assert "it cannot be read (OSError: Too many levels of symbolic links)" in circle["reason"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines import cluster
+from pipelines import cluster, threads
 from pipelines.config import experiments, jobs, use
 from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
 from pipelines.config.parts import URL_SETTINGS, ComputeConfig, urls_of
@@ -132,11 +132,11 @@ def test_workers_leave_a_cpu_for_loading_their_data(
 
 def test_steady_threads_depend_neither_on_workers_nor_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [cluster.torch_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [8, 4, 2]
-    assert [cluster.steady_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [1, 1, 1]
-    assert cluster.steady_threads(ComputeConfig(cpus_per_worker=2.5)) == 2
-    assert cluster.steady_threads(ComputeConfig(cpus_per_worker=0.5)) == 1
-    assert cluster.steady_threads(ComputeConfig(threads=3)) == 3
+    assert [threads.torch_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [8, 4, 2]
+    assert [threads.steady_threads(ComputeConfig(workers=workers)) for workers in (1, 2, 3)] == [1, 1, 1]
+    assert threads.steady_threads(ComputeConfig(cpus_per_worker=2.5)) == 2
+    assert threads.steady_threads(ComputeConfig(cpus_per_worker=0.5)) == 1
+    assert threads.steady_threads(ComputeConfig(threads=3)) == 3
 
 
 @pytest.mark.parametrize("compute", [ComputeConfig(workers=2), ComputeConfig(workers=(2, 4), gpu="yes")])

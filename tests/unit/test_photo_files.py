@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD
 
-from pipelines.enhancement import photo_files
 from pipelines.enhancement.photo_files import read_photograph, write_photograph
+from pipelines.enhancement.photograph import TooLargeError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 MAKER, ORIENTATION, TAKEN = 0x010F, 0x0112, 0x9003
@@ -196,10 +196,9 @@ def test_what_is_no_photograph_says_why(data: bytes, reason: str) -> None:
         read_photograph(data)
 
 
-def test_size_is_refused_before_it_is_decoded(image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photo_files, "MAX_MEGAPIXELS", 0.0005)
-    with pytest.raises(ValueError, match="megapixels, but at most"):
-        read_photograph(encode(image, "PNG"))
+def test_size_is_refused_before_it_is_decoded(image: NDArray[np.uint8]) -> None:
+    with pytest.raises(TooLargeError, match=r"megapixels, but at most 0\.0005 are enhanced; raise --max-megapixels"):
+        read_photograph(encode(image, "PNG")[:100], 0.0005)
 
 
 def deep_tiff(samples: NDArray[np.uint16], **options: Any) -> bytes:

@@ -13,7 +13,7 @@ from jobs.cli import fail
 from pipelines import storage
 from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
 from pipelines.config.use import EnhanceConfig
-from pipelines.enhancement.enhance import list_source
+from pipelines.enhancement.work import list_source
 from pipelines.pairs.layouts import list_pairs
 from pipelines.search import outcome
 from pipelines.training import runs
