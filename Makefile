@@ -8,7 +8,10 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo demo-from-scratch check test test-all lint ui clean
+# What the page enhances with: the demo's student where there is one, else the small teacher.
+WEIGHTS ?= $(firstword $(wildcard runs/demo/distill/student-2.safetensors) weights/demo-teacher.safetensors)
+
+.PHONY: install demo demo-from-scratch serve check test test-all lint ui clean
 
 install: $(STAMP)
 
@@ -23,6 +26,9 @@ demo: $(STAMP)
 
 demo-from-scratch: $(STAMP)
 	$(BIN)/python jobs/demo.py --from-scratch
+
+serve: $(STAMP)
+	$(BIN)/python jobs/serve.py --weights $(WEIGHTS) --steps 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse, take_sources
-from pipelines.config import experiments, jobs, presets, use
+from pipelines.config import experiments, jobs, presets, serving, use
 from pipelines.config.experiments import ExperimentConfig
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config.serving import ServeConfig
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from pipelines.reporting import Report
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     (
         thing
-        for module in (jobs, use, experiments)
+        for module in (jobs, use, serving, experiments)
         for thing in vars(module).values()
         if isinstance(thing, type) and is_dataclass(thing) and thing.__module__ == module.__name__
     ),
@@ -38,6 +39,7 @@ JOBS: dict[str, tuple[type, tuple[str, ...]]] = {
     "experiments": (ExperimentConfig, (*SWEPT_FLAGS, "--output", "o")),
     "evaluate": (EvaluateConfig, ("--pairs", "p", "--output", "o")),
     "enhance": (EnhanceConfig, ("--source", "s", "--output", "o", "--weights", "w")),
+    "serve": (ServeConfig, ("--weights", "w")),
 }
 
 

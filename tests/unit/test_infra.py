@@ -2,9 +2,10 @@
 
 Kubernetes' own objects, pods included, against its published schemas; compose.yaml and the Dockerfile by their own
 parsers; cluster.yaml by Ray; every command by the parser of the program that it calls. KubeRay publishes no schema as a
-package: its two objects are checked for the names of their fields (kuberay_fields.yaml).
+package: its objects are checked for the names of their fields (kuberay_fields.yaml).
 """
 
+import importlib
 import json
 import re
 import shlex
@@ -22,6 +23,10 @@ import ray.scripts.scripts
 import yaml
 from compose_spec import PyCompose
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from jobs.cli import Sources, as_flags, flatten, parse
+from jobs.serve import JOB as SERVE
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -52,11 +57,45 @@ def test_the_job_on_kubernetes_is_understood_and_finds_its_cluster(
     assert f"--compute.workers 1:{gpus['maxReplicas']}" in job["spec"]["entrypoint"]
 
 
-@pytest.mark.parametrize("name", ["kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+def read_service() -> tuple[Any, Any]:
+    """The service and the policy of its file."""
+    service, policy = yaml.safe_load_all((INFRA / "kuberay" / "rayservice.yaml").read_text())
+    return service, policy
+
+
+def test_the_service_on_kubernetes_is_understood_by_serve_and_by_its_job() -> None:
+    service, policy = read_service()
+    deploy = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = deploy.applications
+    module, _, builder = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), builder))
+    config = parse(SERVE, Sources(), list(as_flags(dict(flatten(application.args)))))
+    assert (config.host, config.token) == (deploy.http_options.host, "yes")
+    cluster = service["spec"]["rayClusterConfig"]
+    (gpus,) = cluster["workerGroupSpecs"]
+    assert config.compute.workers == (gpus["minReplicas"], gpus["maxReplicas"])
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    for group in groups({"spec": cluster}):
+        check_pod(group)
+        assert group["template"]["metadata"]["labels"] == labels
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"secretRef": {"name": "reddit-serve"}} in container["envFrom"]
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+
+
+def check_pod(group: Mapping[str, Any]) -> None:
+    pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("name", ["kuberay/raycluster.yaml", "kuberay/rayjob.yaml", "kuberay/rayservice.yaml"])
 def test_the_fields_of_kuberay_are_its_own(name: str) -> None:
-    document = read(name)
+    document = read_service()[0] if "rayservice" in name else read(name)
     assert document["apiVersion"] == "ray.io/v1" and set(document) == {"apiVersion", "kind", "metadata", "spec"}
     assert set(document["spec"]) <= KUBERAY_FIELDS[document["kind"]]
+    if document["kind"] == "RayService":
+        document = {"kind": "RayCluster", "spec": document["spec"]["rayClusterConfig"]}
+        assert set(document["spec"]) <= KUBERAY_FIELDS["RayCluster"]
     for part, known in KUBERAY_FIELDS.items():
         found = document["spec"].get(part, [])
         for group in found if isinstance(found, list) else [found]:
@@ -68,8 +107,7 @@ def test_the_fields_of_kuberay_are_its_own(name: str) -> None:
 
 def test_the_pods_are_what_kubernetes_takes() -> None:
     for group in groups(read("kuberay/raycluster.yaml")):
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
-        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        check_pod(group)
         (container,) = group["template"]["spec"]["containers"]
         assert {"secretRef": {"name": "reddit-s3"}} in container["envFrom"]
         assert not [item for item in container["env"] if "SECRET" in item["name"] or "TOKEN" in item["name"]]

@@ -1,0 +1,136 @@
+"""A replica of the student: reads, enhances and encodes photographs that are sent to it, all in memory."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec
+
+import numpy as np
+import torch
+from PIL import Image
+from ray.serve import metrics
+
+from pipelines.config.serving import ServeConfig
+from pipelines.enhancement.metadata import fit_metadata
+from pipelines.enhancement.photo_files import in_format, read_photograph, write_photograph
+from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownFormatError
+from pipelines.images import encode_png
+from pipelines.serving.batches import Batches
+from pipelines.serving.messages import Answer, Query
+from pipelines.threads import torch_threads
+from pipelines.weights import load_student
+from reddit_core.pixels import Pixels
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+Arguments = ParamSpec("Arguments")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the network is asked for."""
+
+    pixels: Pixels
+    query: Query
+
+    @property
+    def kind(self) -> object:
+        """Photographs of one kind may share a batch."""
+        return self.pixels.shape, self.pixels.dtype.str, self.query.brightness, self.query.steps, self.query.seed
+
+    @property
+    def size(self) -> int:
+        """Pixels."""
+        height, width = self.pixels.shape[:2]
+        return int(height * width)
+
+
+class StudentReplica:
+    """Several requests at once read and encode in threads, but only one uses the network."""
+
+    def __init__(self, config: ServeConfig, device: str) -> None:
+        torch.set_num_threads(torch_threads(config.compute))
+        self.config = config
+        self.student = load_student(config.weights, device, config.precision, steps=config.steps)
+        self.batches = Batches(self.run, config.batch, config.tile**2)
+        self.megapixels = metrics.Counter(
+            "reddit_enhanced_megapixels", description="Megapixels of enhanced photographs."
+        )
+        self.seconds = metrics.Histogram(
+            "reddit_network_seconds",
+            description="Seconds of the network for each photograph.",
+            boundaries=list(SECONDS),
+        )
+
+    async def enhance(self, data: bytes, query: Query) -> Answer:
+        """An enhanced photograph as a file, or why there is none."""
+        return await answer(self._enhance, data, query)
+
+    async def _enhance(self, data: bytes, query: Query) -> Answer:
+        photograph = await self.read(data)
+        pixels, seconds = await self.batches.submit(Work(photograph.pixels, query))
+        self.megapixels.inc(pixels.shape[0] * pixels.shape[1] / 1e6)
+        self.seconds.observe(seconds)
+        return await asyncio.to_thread(encode, photograph, pixels, query, seconds)
+
+    async def preview(self, data: bytes, side: int) -> Answer:
+        """A photograph as it is, upright, as a PNG of 8 bits and at most `side` pixels a side."""
+        return await answer(self._preview, data, side)
+
+    async def _preview(self, data: bytes, side: int) -> Answer:
+        photograph = await self.read(data)
+        return Answer(data=await asyncio.to_thread(reduced, photograph.pixels, side), media_type="image/png")
+
+    async def read(self, data: bytes) -> Photograph:
+        return await asyncio.to_thread(read_photograph, data, self.config.max_megapixels)
+
+    def run(self, works: Sequence[Work]) -> list[tuple[Pixels, float]]:
+        """The results of photographs of one kind, and the network's seconds for each."""
+        query, started = works[0].query, time.perf_counter()
+        brightness = query.brightness or self.config.asked_brightness
+        if len(works) == 1:
+            results = [
+                self.student.enhance(
+                    works[0].pixels,
+                    seed=query.seed,
+                    steps=query.steps,
+                    brightness=brightness,
+                    tile=self.config.tile,
+                    overlap=self.config.overlap,
+                )
+            ]
+        else:
+            photographs = [work.pixels for work in works]
+            results = self.student.enhance_batch(photographs, seed=query.seed, steps=query.steps, brightness=brightness)
+        seconds = (time.perf_counter() - started) / len(works)
+        return [(pixels, seconds) for pixels in results]
+
+
+async def answer(
+    call: Callable[Arguments, Awaitable[Answer]], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Answer:
+    """The call's answer; what is wrong with the request becomes an answer too, since exceptions carry tracebacks."""
+    try:
+        return await call(*args, **kwargs)
+    except TooLargeError as error:
+        return Answer(status=413, reason=str(error))
+    except UnknownFormatError as error:
+        return Answer(status=415, reason=str(error))
+    except ValueError as error:
+        return Answer(status=422, reason=str(error))
+
+
+def encode(photograph: Photograph, pixels: Pixels, query: Query, seconds: float) -> Answer:
+    """The file, in the photograph's own format or the one that is asked for."""
+    if query.format != "auto":
+        photograph, pixels = in_format(photograph, pixels, query.format.upper())
+    photograph, notes = fit_metadata(photograph)
+    data, media_type = write_photograph(photograph, pixels), f"image/{photograph.format.lower()}"
+    return Answer(data=data, media_type=media_type, seconds=seconds, notes=notes)
+
+
+def reduced(pixels: Pixels, side: int) -> bytes:
+    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return encode_png(np.asarray(image))
