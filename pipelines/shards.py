@@ -54,7 +54,7 @@ def trajectory_schema(crop: int) -> pa.Schema:
             ("scale", pa.float64()),
             ("crop_y", pa.int32()),
             ("crop_x", pa.int32()),
-            ("flip", pa.bool_()),
+            ("orientation", pa.int8()),
             ("draw", pa.int32()),
             ("gain", pa.float32()),
             ("seed", pa.uint64()),

@@ -19,6 +19,7 @@ from pipelines.config.parts import (
     TrackingConfig,
     TrainingComputeConfig,
     Trajectories,
+    check_brightness_jitter,
     check_min_scale,
     check_stages,
     make_absolute,
@@ -115,6 +116,9 @@ class TeacherConfig:
     """Crops taken from each decoded image; more decode less, fewer mix better."""
     min_scale: float = 1.0
     """Each crop is cut from its image reduced to a scale drawn log-uniformly from [min_scale, 1]."""
+    brightness_jitter: float = 0.0
+    """Each normal-light crop is made brighter or darker by a factor drawn log-uniformly from exp(-jitter) to
+    exp(jitter), and the exposure gain with it; 0.2 is usual, for networks that are told the gain."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     compute: TrainingComputeConfig = field(default_factory=TrainingComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -136,6 +140,7 @@ class TeacherConfig:
         )
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)
+        check_brightness_jitter(self.brightness_jitter, self.network_config)
 
     @property
     def network_config(self) -> NetworkConfig:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.constructors import PrimitiveConstructorSpec
 
 from pipelines import storage
+from reddit_core.networks import NetworkConfig
 from reddit_core.precision import Precision
 from reddit_core.schedule import LevelDraw
 
@@ -260,6 +261,9 @@ class SegmentConfig:
     min_scale: float = 1.0
     """Each crop is cut from its image reduced to a scale drawn log-uniformly from [min_scale, 1]; below 1, crops show
     more of a scene, from which its overall brightness can be learned."""
+    brightness_jitter: float = 0.0
+    """Each normal-light crop is made brighter or darker by a factor drawn log-uniformly from exp(-jitter) to
+    exp(jitter), and the exposure gain with it; 0.2 is usual, for networks that are told the gain."""
     draws: int = 1
     """Draws of noise and noise levels per crop."""
     levels: LevelDraw = "interval"
@@ -273,6 +277,16 @@ class SegmentConfig:
         for name in ("crop", "crops", "draws", "shared_t"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, but must be at least 1")
         check_min_scale(self.min_scale)
+        check_brightness_jitter(self.brightness_jitter)
+
+
+def check_brightness_jitter(jitter: float, network: NetworkConfig | None = None) -> None:
+    """Rejects a jitter out of range, and any for a network that is not told the gain."""
+    require(0 <= jitter <= 1, f"brightness_jitter is {jitter}, but must be in [0, 1]; 0.2 is usual")
+    require(
+        jitter == 0 or network is None or network.takes_gain,
+        f"brightness_jitter is {jitter}, but the network is not told the exposure gain; use 0",
+    )
 
 
 def check_min_scale(min_scale: float) -> None:

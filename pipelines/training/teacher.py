@@ -112,7 +112,13 @@ class CropLoader:
 
     def segment(self, seed: int) -> SegmentConfig:
         config = self.config
-        return SegmentConfig(crop=config.crop, crops=config.crops_per_image, min_scale=config.min_scale, seed=seed)
+        return SegmentConfig(
+            crop=config.crop,
+            crops=config.crops_per_image,
+            min_scale=config.min_scale,
+            brightness_jitter=config.brightness_jitter,
+            seed=seed,
+        )
 
 
 def make_stream(config: TeacherConfig) -> Stream:

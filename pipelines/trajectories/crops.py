@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import shards
-from pipelines.config.parts import SegmentConfig, require
+from pipelines.config.parts import SegmentConfig, check_brightness_jitter, require
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.shards import Manifest, ShardEntry
-from reddit_core.brightness import exposure_gain
+from reddit_core.brightness import LEAST_LUMA, exposure_gain
 from reddit_core.networks import Network
 
 Batch = dict[str, NDArray[Any]]
@@ -28,6 +28,8 @@ DecodedPair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 # Size of a process's cache of decoded pairs: a whole shard of LOL, or a few pairs of a high-resolution camera.
 DECODED_BYTES = 2**27
+ORIENTATIONS = 8
+MOST_LUMA = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,8 @@ def load_crops(url: str, shard: RecordShard, segment: SegmentConfig, rows: NDArr
 def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) -> dict[str, Any]:
     """The columns of one crop: its pair, where it was cut, and both images, uint8 [crop, crop, 3].
 
-    `gain` is the exposure gain of the pair's whole images, whatever part of them the crop shows.
+    `gain` is the exposure gain of the pair's whole images, whatever part of them the crop shows. With
+    `segment.brightness_jitter`, the normal image is made brighter or darker, and the gain with it.
 
     A column that is added here reaches every batch, of teachers and of students; `trajectory_schema` lists those that
     a cache keeps.
@@ -103,17 +106,18 @@ def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) ->
     )
     scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
     low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
-    y, x, flip = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
+    y, x, orientation = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
+    factor = draw_brightness_factor(segment.brightness_jitter, normal_luma, segment.seed, pair_id, crop)
     return {
         "pair_id": pair_id,
         "scale": scale,
         "crop_y": y,
         "crop_x": x,
-        "flip": flip,
+        "orientation": np.int8(orientation),
         "draw": draw,
-        "gain": np.float32(exposure_gain(normal_luma, low_luma)),
-        "low": cut(low, y, x, segment.crop, flip),
-        "normal": cut(normal, y, x, segment.crop, flip),
+        "gain": np.float32(exposure_gain(normal_luma * factor, low_luma)),
+        "low": cut(low, y, x, segment.crop, orientation),
+        "normal": scale_values(cut(normal, y, x, segment.crop, orientation), factor),
     }
 
 
@@ -150,26 +154,49 @@ def reduce(image: NDArray[np.uint8], scale: float, least: int) -> NDArray[np.uin
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
-def draw_crop(shape: tuple[int, ...], size: int, *seed_parts: object) -> tuple[int, int, bool]:
-    """(y, x, flip) of a uniformly drawn crop, a pure function of the seed parts."""
+def draw_crop(shape: tuple[int, ...], size: int, *seed_parts: object) -> tuple[int, int, int]:
+    """(y, x, orientation) of a uniformly drawn crop, a pure function of the seed parts."""
     rng = np.random.default_rng(derive_seed(*seed_parts))
     y = int(rng.integers(max(shape[0] - size, 0) + 1))
     x = int(rng.integers(max(shape[1] - size, 0) + 1))
-    return y, x, bool(rng.integers(2))
+    return y, x, int(rng.integers(ORIENTATIONS))
 
 
-def cut(image: NDArray[np.uint8], y: int, x: int, size: int, flip: bool) -> NDArray[np.uint8]:
-    """A `size` x `size` crop, mirrored left to right if `flip`; images that are too small are mirrored outwards."""
+def draw_brightness_factor(jitter: float, normal_luma: float, *seed_parts: object) -> float:
+    """A factor that is log-uniform in [exp(-jitter), exp(jitter)], a pure function of the seed parts.
+
+    It makes no image brighter than `MOST_LUMA`, where much of it would be clipped.
+    """
+    factor = np.exp(jitter * (2 * np.random.default_rng(derive_seed("brightness", *seed_parts)).random() - 1))
+    return float(min(factor, max(1.0, MOST_LUMA / max(normal_luma, LEAST_LUMA))))
+
+
+def scale_values(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """An image times a factor, rounded and clipped."""
+    if factor == 1:
+        return image
+    scaled: NDArray[np.uint8] = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)[image]
+    return scaled
+
+
+def cut(image: NDArray[np.uint8], y: int, x: int, size: int, orientation: int) -> NDArray[np.uint8]:
+    """A `size` x `size` crop, in one of eight orientations; images that are too small are mirrored outwards.
+
+    Bit 0 of the orientation mirrors left to right, bit 1 top to bottom, and bit 2 then swaps rows and columns.
+    """
     height, width = image.shape[:2]
     if height < size or width < size:
         margins = ((0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0))
         image = np.pad(image, margins, mode="symmetric")
     piece = image[y : y + size, x : x + size]
-    return piece[:, ::-1] if flip else piece
+    piece = piece[:: -1 if orientation & 2 else 1, :: -1 if orientation & 1 else 1]
+    return piece.swapaxes(0, 1) if orientation & 4 else piece
 
 
 def check_crop(segment: SegmentConfig, network: Network) -> None:
-    """Raises a ValueError for crops whose side is no multiple of the network's `size_multiple`."""
+    """Raises a ValueError for crops whose side is no multiple of the network's `size_multiple`, or a brightness that
+    the network is not told."""
+    check_brightness_jitter(segment.brightness_jitter, network.config)
     multiple = network.config.size_multiple
     require(
         segment.crop % multiple == 0,

@@ -1,11 +1,21 @@
 """Records are pure functions of their seeds; crops are cut from where they say."""
 
 import numpy as np
-import pytest
 
 from pipelines.config.parts import SegmentConfig
 from pipelines.shards import ShardEntry
-from pipelines.trajectories.crops import RecordShard, cut, derive_seed, draw_crop, draw_scale, gather, reduce
+from pipelines.trajectories.crops import (
+    ORIENTATIONS,
+    RecordShard,
+    cut,
+    derive_seed,
+    draw_brightness_factor,
+    draw_crop,
+    draw_scale,
+    gather,
+    reduce,
+    scale_values,
+)
 from pipelines.trajectories.records import draw_levels, record_noise
 from reddit_core.schedule import NoiseSchedule
 
@@ -52,12 +62,24 @@ def test_records_of_a_group_share_their_segment_as_released() -> None:
     assert len(set(drawn["levels"][:, 0])) == 12
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_crop_is_the_named_part_of_the_image(flip: bool) -> None:
+def test_a_crop_is_the_named_part_of_the_image_in_one_of_eight_orientations() -> None:
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
-    piece = cut(image, 3, 5, 8, flip)
-    expected = image[3:11, 5:13]
-    np.testing.assert_array_equal(piece, expected[:, ::-1] if flip else expected)
+    part = image[3:11, 5:13]
+    expected = {0: part, 1: part[:, ::-1], 2: part[::-1], 3: part[::-1, ::-1], 4: part.swapaxes(0, 1)}
+    for orientation, piece in expected.items():
+        np.testing.assert_array_equal(cut(image, 3, 5, 8, orientation), piece)
+    assert len({cut(image, 3, 5, 8, orientation).tobytes() for orientation in range(ORIENTATIONS)}) == 8
+    assert {draw_crop(image.shape, 8, 0, "pair", index)[2] for index in range(100)} == set(range(ORIENTATIONS))
+
+
+def test_a_crop_is_made_brighter_or_darker_but_never_mostly_white() -> None:
+    factors = [draw_brightness_factor(0.2, 0.5, 0, "pair", index) for index in range(200)]
+    assert min(factors) < 0.85 and max(factors) > 1.18 and all(abs(np.log(factor)) <= 0.2 for factor in factors)
+    assert all(draw_brightness_factor(0.2, 0.9, 0, "pair", index) <= 1 for index in range(200))
+    assert draw_brightness_factor(0.0, 0.5, 0, "pair", 0) == 1
+    image = np.array([[[0, 100, 200]]], dtype=np.uint8)
+    assert scale_values(image, 1.5).tolist() == [[[0, 150, 255]]]
+    assert scale_values(image, 1.0) is image
 
 
 def test_crops_lie_inside_and_small_images_are_mirrored_outwards() -> None:
@@ -65,7 +87,7 @@ def test_crops_lie_inside_and_small_images_are_mirrored_outwards() -> None:
         y, x, _ = draw_crop((20, 30, 3), 8, 0, "pair", index)
         assert 0 <= y <= 12 and 0 <= x <= 22
     small = np.arange(5 * 30 * 3, dtype=np.uint8).reshape(5, 30, 3)
-    piece = cut(small, 0, 2, 8, False)
+    piece = cut(small, 0, 2, 8, 0)
     assert piece.shape == (8, 8, 3)
     np.testing.assert_array_equal(piece[5], small[4, 2:10])
 

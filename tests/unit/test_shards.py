@@ -39,7 +39,7 @@ def trajectory_table(rows: int, crop: int) -> pa.Table:
         "scale": [0.5] * rows,
         "crop_y": [1] * rows,
         "crop_x": [2] * rows,
-        "flip": [True] * rows,
+        "orientation": [5] * rows,
         "draw": [0] * rows,
         "gain": [9.0] * rows,
         "seed": [2**63 + row for row in range(rows)],
