@@ -8,10 +8,7 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-# What the page enhances with: the demo's student where there is one, else the small teacher.
-WEIGHTS ?= $(firstword $(wildcard runs/demo/distill/student-2.safetensors) weights/demo-teacher.safetensors)
-
-.PHONY: install demo demo-from-scratch serve check test test-all lint ui clean
+.PHONY: install demo serve check test test-all lint ui clean
 
 install: $(STAMP)
 
@@ -24,11 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python jobs/demo.py
 
-demo-from-scratch: $(STAMP)
-	$(BIN)/python jobs/demo.py --from-scratch
-
 serve: $(STAMP)
-	$(BIN)/python jobs/serve.py --weights $(WEIGHTS) --steps 2
+	$(BIN)/python jobs/serve.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pipelines.reporting import format_value
 
 HEADING = "# Few-step low-light enhancement"
+LOSS_TERMS = ("pixel", "ssim", "perceptual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class ModelCard:
         known = {
             "teacher (SHA-256)": facts.get("teacher_sha256"),
             "refine_weight": settings.get("refine_weight"),
-            "loss weights": ", ".join(f"{name} {loss[name]:g}" for name in ("pixel", "perceptual") if name in loss),
+            "loss weights": ", ".join(f"{name} {loss[name]:g}" for name in LOSS_TERMS if name in loss),
             "optimizer steps per stage": settings.get("optim", {}).get("steps"),
         }
         pairs_key, judged_at = facts.get("pairs_key"), facts.get("num_steps", steps)

@@ -26,6 +26,10 @@ MANIFEST = "manifest.json"
 READERS = 32
 RECORDS_PER_READ = 64
 
+# Of whole images, luma in [0, 1]: mean of the low image's tone curve, deviation of that curve at the gain that leads to
+# the normal image's brightness (`reddit_core.tone`), and mean and standard deviation of the normal image.
+TONE_COLUMNS = ("low_curve", "curve_deviation", "normal_luma", "normal_contrast")
+
 PAIR_SCHEMA = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -33,8 +37,7 @@ PAIR_SCHEMA = pa.schema(
         ("normal", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("low_luma", pa.float64()),
-        ("normal_luma", pa.float64()),
+        *((name, pa.float64()) for name in TONE_COLUMNS),
         ("sha256", pa.string()),
     ]
 )

@@ -1,9 +1,9 @@
-"""Brightness as a setting: the mean luma that a result shall have, and the exposure gain that leads to it.
+"""Luma of images, and its mean and standard deviation: measured, and matched to what is asked.
 
-How bright a photographer wants a scene cannot be read from the dark image (docs/method.md, "Brightness"), so a network
-is told: `gain = brightness / mean luma of the whole low-light image`, one number per image. Luma is BT.601, in [0, 1].
+Luma is BT.601, in [0, 1].
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,15 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reddit_core.pixels import signed_from_unit, unit_from_signed
-
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
-# Mean luma below which an image counts as black: a quarter of an 8-bit step. Its gain is that of an image this dark.
+# Luma below which an image counts as black: a quarter of an 8-bit step.
 LEAST_LUMA = 1 / 1024
 # Rows that are worked on at a time, so that large images need little memory.
 BAND_ROWS = 256
 SCALE_ITERATIONS = 5
 MAX_SCALE = 4.0
+MOMENT_ITERATIONS = 6
+MAX_CONTRAST_SCALE = 2.0
 
 
 def gray(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -37,21 +37,19 @@ def mean_luma_of_pixels(pixels: NDArray[np.unsignedinteger[Any]]) -> float:
     return luma
 
 
-def exposure_gain(
-    brightness: float | NDArray[np.float64], low_mean: float | NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """`brightness / mean luma of the low image`, both in [0, 1]; a black image counts as one of `LEAST_LUMA`."""
-    return np.asarray(brightness / np.maximum(low_mean, LEAST_LUMA), dtype=np.float64)
+def luma_moments_of_pixels(pixels: NDArray[np.unsignedinteger[Any]]) -> tuple[float, float]:
+    """Mean and standard deviation of the luma of [H, W, 3] unsigned integers of full range, both in [0, 1]."""
+    totals = np.zeros(2)
+    for top in range(0, len(pixels), BAND_ROWS):
+        luma = pixels[top : top + BAND_ROWS] @ np.array(GRAY_WEIGHTS) / np.iinfo(pixels.dtype).max
+        totals += luma.sum(), np.square(luma).sum()
+    mean, square = totals / (pixels.shape[0] * pixels.shape[1])
+    return float(mean), float(max(square - mean**2, 0.0) ** 0.5)
 
 
 def total_luma(image_unit: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, " b"]:
     """Sum of the luma of all pixels, per image."""
     return gray(image_unit).sum(dim=(1, 2, 3), dtype=torch.float64)
-
-
-def gains_of(low: Float[Tensor, "b 3 h w"], brightness: float | Float[Tensor, " _"]) -> Float[Tensor, " b"]:
-    """`exposure_gain` of whole low-light images in [-1, 1]."""
-    return (brightness / mean_luma(unit_from_signed(low)).clamp(min=LEAST_LUMA)).to(low.dtype)
 
 
 def mean_luma(image_unit: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, " b"]:
@@ -66,8 +64,7 @@ def brightness_scale(image_unit: Float[Tensor, "b 3 h w"], brightness: Float[Ten
     after the first step the iteration approaches the solution from below. The factor is at most `MAX_SCALE`: a black
     image stays black.
     """
-    # A graph that is exported has no bands: their number would depend on the image.
-    bands = [image_unit] if torch.compiler.is_exporting() else torch.split(image_unit, BAND_ROWS, dim=-2)
+    bands = split_rows(image_unit)
     num_pixels = image_unit.shape[-2] * image_unit.shape[-1]
     scale = torch.ones_like(brightness, dtype=torch.float64)
     for _ in range(SCALE_ITERATIONS):
@@ -80,17 +77,48 @@ def brightness_scale(image_unit: Float[Tensor, "b 3 h w"], brightness: Float[Ten
     return scale
 
 
-def match_brightness(image_unit: Float[Tensor, "b 3 h w"], brightness: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0, 1], scaled so that their mean luma after clipping is `brightness`."""
-    scale = brightness_scale(image_unit, brightness)[:, None, None, None].to(image_unit.dtype)
-    return (image_unit * scale).clamp(0, 1)
+def moments_scale(
+    image_unit: Float[Tensor, "b 3 h w"], brightness: Float[Tensor, " b"], contrast: Float[Tensor, " b"]
+) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    """(scale, offset) per image in [0, 1] after which, clipped, its luma has that mean and standard deviation.
+
+    The scale is in [1 / `MAX_CONTRAST_SCALE`, `MAX_CONTRAST_SCALE`], so a flat image stays flat. The mean has
+    precedence: it is met by the offset, whatever the scale.
+    """
+    bands = split_rows(image_unit)
+    mean, deviation = luma_moments(bands)
+    scale, offset = torch.ones_like(mean), torch.zeros_like(mean)
+    reached, reached_deviation = mean, deviation
+    for _ in range(MOMENT_ITERATIONS):
+        wanted = scale * contrast / reached_deviation.clamp(min=LEAST_LUMA)
+        rescaled = wanted.clamp(1 / MAX_CONTRAST_SCALE, MAX_CONTRAST_SCALE)
+        offset = offset + brightness - reached + (scale - rescaled) * mean
+        scale = rescaled
+        reached, reached_deviation = luma_moments(scale_and_shift(band, scale, offset) for band in bands)
+    return scale, offset + brightness - reached
 
 
-def with_brightness(
-    signed: Float[Tensor, "b 3 h w"], brightness: float | Float[Tensor, " _"] | None
+def scale_and_shift(
+    image_unit: Float[Tensor, "b 3 h w"], scale: Float64[Tensor, " b"], offset: Float64[Tensor, " b"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images in [-1, 1] with that mean luma ([0, 1]), by `match_brightness`; with None, as they are."""
-    if brightness is None:
-        return signed
-    asked = torch.as_tensor(brightness, dtype=torch.float64, device=signed.device).expand(signed.shape[0])
-    return signed_from_unit(match_brightness(unit_from_signed(signed).clamp(0, 1), asked))
+    """`clip(scale * image + offset)`, in the dtype of the image."""
+    scale, offset = (value[:, None, None, None].to(image_unit.dtype) for value in (scale, offset))
+    return torch.addcmul(offset, image_unit, scale).clamp_(0, 1)
+
+
+def split_rows(image: Float[Tensor, "b 3 h w"]) -> Sequence[Float[Tensor, "b 3 _ w"]]:
+    """The image in bands of `BAND_ROWS` rows."""
+    # A graph that is exported has no bands: their number would depend on the image.
+    return [image] if torch.compiler.is_exporting() else torch.split(image, BAND_ROWS, dim=-2)
+
+
+def luma_moments(bands: Iterable[Float[Tensor, "b 3 _ w"]]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    """Mean and standard deviation of the luma of images that are given in bands."""
+    totals, squares, num_pixels = [], [], 0
+    for band in bands:
+        luma = gray(band)
+        totals.append(luma.sum(dim=(1, 2, 3), dtype=torch.float64))
+        squares.append(luma.square().sum(dim=(1, 2, 3), dtype=torch.float64))
+        num_pixels += band.shape[-2] * band.shape[-1]
+    mean = torch.stack(totals).sum(dim=0) / num_pixels
+    return mean, (torch.stack(squares).sum(dim=0) / num_pixels - mean.square()).clamp(min=0).sqrt()

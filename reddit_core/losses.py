@@ -1,16 +1,20 @@
 """The distillation loss, term by term and sample by sample (docs/method.md, section 6; paper eq. 11 to 13)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
+from kornia.metrics import ssim as kornia_ssim
 from torch import Tensor
 
 from reddit_core.diffusion import Estimate, v_from
 from reddit_core.networks import Prediction
+from reddit_core.pixels import unit_from_signed
 from reddit_core.schedule import sigma_of
 from reddit_core.trajectory import Targets
+
+LOSS_WINDOW = 7
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """Maps (estimate, normal), [B, 3, H, W] float32 in [-1, 1], to a distance per sample, [B]."""
@@ -25,13 +29,14 @@ class LossWeights:
 
     distill: float = 1.0
     pixel: float = 1.0
+    ssim: float = 0.0
     perceptual: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("distill", self.distill), ("pixel", self.pixel), ("perceptual", self.perceptual)):
+        for name, value in asdict(self).items():
             if value < 0:
                 raise ValueError(f"loss weight {name} is {value}, but must not be negative; 0 leaves the term out")
-        if self.distill == self.pixel == self.perceptual == 0:
+        if not any(asdict(self).values()):
             raise ValueError("every loss weight is 0, so nothing would be learned; set at least one above 0")
 
 
@@ -43,6 +48,13 @@ def mse_per_sample(estimate: Float[Tensor, " b *rest"], target: Float[Tensor, " 
 def regression(estimate: Estimate, x: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """`max(mse(x), mse(eps))`: truncated-SNR weighting (Salimans and Ho 2022, section 4)."""
     return torch.maximum(mse_per_sample(estimate.x_0, x), mse_per_sample(estimate.eps, eps))
+
+
+def dissimilarity(estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """`1 - SSIM` of images in [-1, 1] (Wang et al. 2004), in float32, with a window that is quick to train with."""
+    images = unit_from_signed(estimate.float()), unit_from_signed(normal.float())
+    similarity: Tensor = kornia_ssim(*images, LOSS_WINDOW)
+    return 1 - similarity.flatten(1).mean(dim=1)
 
 
 def distillation_terms(
@@ -63,6 +75,8 @@ def distillation_terms(
         terms["distill"] = regression(estimate, targets.x, targets.eps)
     if weights.pixel:
         terms["pixel"] = regression(estimate, x_0.double(), eps.double())
+    if weights.ssim:
+        terms["ssim"] = dissimilarity(estimate.x_0, x_0)
     if weights.perceptual:
         if perceptual is None:
             raise ValueError(

@@ -5,19 +5,21 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from reddit_core import sampler
-from reddit_core.brightness import exposure_gain, gains_of, mean_luma_of_pixels, with_brightness
-from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels
+from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels, unit_from_signed
 from reddit_core.precision import Precision, autocast, lay_out_for_inference
 from reddit_core.sampler import DdimMode
 from reddit_core.shared_statistics import SharedNetwork
 from reddit_core.tiles import TiledSampler
+from reddit_core.tone import Tone, make_tone, match_tone, thumbnail, thumbnail_of_pixels
 from reddit_core.weights import NetworkFile
 
 TILE, OVERLAP = 1024, 64
+# Of luma in [0, 1]: half black, half white.
+MOST_DEVIATION = 0.5
 
 
 def sampling_steps(file: NetworkFile, steps: int = 0, source: str = "the weights file") -> int:
@@ -58,9 +60,42 @@ def check_pixels(pixels: Pixels) -> None:
         )
 
 
-def gain_of_pixels(pixels: Pixels, brightness: float | None) -> float:
-    """Exposure gain to a mean luma in (0, 1); 1 if none is asked for."""
-    return 1.0 if brightness is None else float(exposure_gain(brightness, mean_luma_of_pixels(pixels)))
+def check_tone(file: NetworkFile, brightness: float | None = None, contrast: float | None = None) -> float | None:
+    """The brightness of results (`result_brightness`), after a check of the contrast.
+
+    Raises:
+        ValueError: as `result_brightness` does, if the contrast is out of range, or one is asked for where the network
+            chooses the brightness.
+    """
+    asked = result_brightness(file, brightness)
+    if contrast is None:
+        return asked
+    if not 0 < contrast <= MOST_DEVIATION:
+        raise ValueError(
+            f"contrast is {contrast}, but is a standard deviation of luma and must be in (0, {MOST_DEVIATION}]; "
+            "0.19 is usual"
+        )
+    if asked is None:
+        raise ValueError(f"contrast is {contrast}, but needs a brightness with these weights; give one, such as 0.45")
+    return asked
+
+
+def result_tone(
+    file: NetworkFile, luma: Float64[Tensor, "b n"], brightness: float | None = None, contrast: float | None = None
+) -> Tone | None:
+    """The tone that results of whole images shall have; None leaves it to the network.
+
+    Args:
+        file: the weights, whose own brightness and contrast are taken where nothing is asked for.
+        luma: thumbnails of the low-light images (`tone.thumbnail`).
+        brightness: mean luma, in (0, 1).
+        contrast: standard deviation of luma, in (0, 0.5].
+
+    Raises:
+        ValueError: as `check_tone` does.
+    """
+    asked = check_tone(file, brightness, contrast)
+    return None if asked is None else make_tone(luma, asked, contrast, file.contrast)
 
 
 class Student:
@@ -107,6 +142,7 @@ class Student:
         overlap: int = OVERLAP,
         mode: DdimMode = "exact",
         brightness: float | None = None,
+        contrast: float | None = None,
     ) -> Pixels:
         """Enhances a photograph of any size: in one piece up to `tile` x `tile` pixels, else in overlapping tiles.
 
@@ -122,14 +158,15 @@ class Student:
             mode: the sampler.
             brightness: mean luma that the result shall have, in (0, 1). None is the weights' own; of a network that is
                 not told the gain, whatever it gives.
+            contrast: standard deviation of its luma, in (0, 0.5]. None is what training pairs like this one have.
 
         Returns:
             [H, W, 3] of the same type.
 
         Raises:
             ValueError: if the pixels are no RGB photograph, the number of steps is not known or does not divide the
-                schedule, the brightness is out of range or needed and not known, the overlap is too wide, or the result
-                is not finite.
+                schedule, brightness or contrast is out of range or needed and not known, the overlap is too wide, or
+                the result is not finite.
         """
         check_pixels(pixels)
         if not 0 <= overlap <= tile // 4:
@@ -137,13 +174,13 @@ class Student:
                 f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual"
             )
         if pixels.shape[0] * pixels.shape[1] <= tile * tile:
-            return self.enhance_batch([pixels], seed=seed, steps=steps, mode=mode, brightness=brightness)[0]
+            return self.enhance_batch(
+                [pixels], seed=seed, steps=steps, mode=mode, brightness=brightness, contrast=contrast
+            )[0]
         steps = sampling_steps(self.file, steps or self.default_steps)
-        asked = result_brightness(self.file, brightness)
+        tone = result_tone(self.file, thumbnail_of_pixels(pixels), brightness, contrast)
         with autocast(self.device, self.precision):
-            tiled = TiledSampler(
-                self.tiled_network, pixels, self.schedule, mode, tile, overlap, gain_of_pixels(pixels, asked), asked
-            )
+            tiled = TiledSampler(self.tiled_network, pixels, self.schedule, mode, tile, overlap, tone)
             return tiled.run(steps, seed)
 
     @torch.no_grad()
@@ -155,6 +192,7 @@ class Student:
         steps: int = 0,
         mode: DdimMode = "exact",
         brightness: float | None = None,
+        contrast: float | None = None,
     ) -> list[Pixels]:
         """Enhances photographs of one size and type at once, without tiles.
 
@@ -165,7 +203,7 @@ class Student:
             seed: of the noise, the same for every photograph.
             steps: as in `enhance`.
             mode: the sampler.
-            brightness: as in `enhance`.
+            brightness, contrast: as in `enhance`.
 
         Returns:
             Each [H, W, 3] of the same type.
@@ -176,12 +214,14 @@ class Student:
         for pixels in photographs:
             check_pixels(pixels)
         steps = sampling_steps(self.file, steps or self.default_steps)
-        asked = result_brightness(self.file, brightness)
+        luma = torch.cat([thumbnail_of_pixels(pixels) for pixels in photographs]).to(self.device)
+        tone = result_tone(self.file, luma, brightness, contrast)
         low = signed_from_pixels(np.stack(photographs), self.device)
-        gains = torch.tensor([gain_of_pixels(pixels, asked) for pixels in photographs], device=self.device)
         with autocast(self.device, self.precision):
-            enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode, gains)
-            return list(pixels_from_signed(with_brightness(enhanced, asked), photographs[0].dtype))
+            enhanced = sampler.enhance(
+                self.network, low, self.schedule, steps, seed, mode, None if tone is None else tone.gain
+            )
+            return list(pixels_from_signed(match_tone(enhanced, tone), photographs[0].dtype))
 
     @torch.no_grad()
     def enhance_images(
@@ -192,6 +232,7 @@ class Student:
         steps: int = 0,
         mode: DdimMode = "exact",
         brightness: float | None = None,
+        contrast: float | None = None,
         gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         """Enhances images in [-1, 1], without tiles; every image of the batch starts from the same noise.
@@ -202,16 +243,18 @@ class Student:
             steps: DDIM steps; 0 takes the student's own number.
             mode: the sampler.
             brightness: mean luma that the results shall have, in (0, 1); None is the weights' own.
-            gain: exposure gain of the whole image that each crop is from. The results, being crops, are then not scaled
-                to a mean luma. None: the images are whole.
+            contrast: standard deviation of their luma, in (0, 0.5]; None is what training pairs like these have.
+            gain: exposure gain of the whole image that each crop is from. The results, being crops, then keep the
+                brightness and contrast that the network gives. None: the images are whole.
 
         Raises:
             ValueError: as `enhance` does.
         """
         steps = sampling_steps(self.file, steps or self.default_steps)
-        asked = result_brightness(self.file, brightness) if gain is None else None
-        if asked is not None:
-            gain = gains_of(low, asked)
+        tone = None
+        if gain is None:
+            tone = result_tone(self.file, thumbnail(unit_from_signed(low)), brightness, contrast)
+            gain = None if tone is None else tone.gain
         with autocast(self.device, self.precision):
             enhanced = sampler.enhance(self.network, low, self.schedule, steps, seed, mode, gain)
-        return with_brightness(enhanced, asked)
+        return match_tone(enhanced, tone)

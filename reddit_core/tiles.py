@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from reddit_core.brightness import BAND_ROWS, brightness_scale
+from reddit_core.brightness import BAND_ROWS, scale_and_shift
 from reddit_core.networks import Network
 from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels, signed_from_unit
 from reddit_core.sampler import DdimMode, sample_step, seeded_noise
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.shared_statistics import Core, SharedNetwork
+from reddit_core.tone import Tone, solve_tone
 
 # Side of the sample's patches; the more of them, the better they stand for the image.
 PATCH = 64
@@ -135,8 +136,7 @@ class TiledSampler:
         mode: the sampler.
         tile: side of the tiles in pixels.
         overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
-        gain: exposure gain of the whole photograph.
-        brightness: mean luma that the result shall have, in [0, 1]; None leaves the network's.
+        tone: gain of the whole photograph, and what the result shall have; None leaves both to the network.
     """
 
     shared: SharedNetwork
@@ -145,8 +145,7 @@ class TiledSampler:
     mode: DdimMode
     tile: int
     overlap: int
-    gain: float = 1.0
-    brightness: float | None = None
+    tone: Tone | None = None
 
     def __post_init__(self) -> None:
         multiple = self.shared.network.config.size_multiple
@@ -160,8 +159,8 @@ class TiledSampler:
     def low(self, boxes: list[tuple[slice, slice]]) -> Float[Tensor, "b 3 h w"]:
         return torch.cat([signed_from_pixels(self.padded[box], self.device) for box in boxes])
 
-    def gains(self, low: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        return torch.full((len(low),), self.gain, device=self.device)
+    def gains(self, low: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"] | None:
+        return None if self.tone is None else self.tone.gain.to(self.device).expand(len(low))
 
     def run(self, num_steps: int, seed: int) -> Pixels:
         """All steps; returns pixels of the size and type of the input.
@@ -176,16 +175,16 @@ class TiledSampler:
         return self.finish(z[..., : self.height, : self.width])
 
     def finish(self, z: Float[Tensor, "1 3 h w"]) -> Pixels:
-        """The result in [-1, 1] as pixels of the brightness that is asked for, in bands; `z` is overwritten."""
-        scale = torch.ones(1, dtype=torch.float64, device=self.device)
-        if self.brightness is not None:
-            z.add_(1).div_(2).clamp_(0, 1)  # as `with_brightness` does, in place
-            scale = brightness_scale(z, torch.full_like(scale, self.brightness))
+        """The result in [-1, 1] as pixels of the tone that is asked for, in bands; `z` is overwritten."""
+        factors = None
+        if self.tone is not None:
+            z.add_(1).div_(2).clamp_(0, 1)  # as `match_tone` does, in place
+            factors = solve_tone(z, self.tone)
         result = np.empty_like(self.pixels)
         for start in range(0, self.height, BAND_ROWS):
             band = z[..., start : start + BAND_ROWS, :]
-            if self.brightness is not None:
-                band = signed_from_unit((band * scale[:, None, None, None].to(band.dtype)).clamp(0, 1))
+            if factors is not None:
+                band = signed_from_unit(scale_and_shift(band, *factors))
             result[start : start + BAND_ROWS] = pixels_from_signed(band, result.dtype)[0]
         return result
 

@@ -36,12 +36,15 @@ class NetworkFile:
         schedule: the noise schedule that it was trained with.
         brightness: mean luma of the normal-light images that it was trained on, in [0, 1]: what its results have where
             nobody asks for another; None if it is not told the exposure gain.
+        contrast: weights that predict the standard deviation of their luma (`tone.fit_contrast`); None leaves the
+            contrast of results to the network.
         facts: about its training.
     """
 
     network: Network
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     brightness: float | None = None
+    contrast: tuple[float, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +64,8 @@ def encode_network(file: NetworkFile, dtype: torch.dtype = torch.float32) -> byt
     }
     if file.brightness is not None:
         metadata["brightness"] = json.dumps(file.brightness)
+    if file.contrast is not None:
+        metadata["contrast"] = json.dumps(file.contrast)
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in file.network.state_dict().items()}
     return _with_sorted_header(save(tensors, metadata))
 
@@ -95,9 +100,14 @@ def decode_network(data: bytes, norm_groups: int = 32) -> NetworkFile:
             _misfit(missing, unexpected, "the file was altered; write it again with train_teacher or distill")
         )
     schedule = NoiseSchedule(**json.loads(metadata["schedule"]))
-    brightness = json.loads(metadata.get("brightness", "null"))
-    facts = json.loads(metadata["facts"])
-    return NetworkFile(network=network.eval(), schedule=schedule, brightness=brightness, facts=facts)
+    brightness, contrast = (json.loads(metadata.get(name, "null")) for name in ("brightness", "contrast"))
+    return NetworkFile(
+        network=network.eval(),
+        schedule=schedule,
+        brightness=brightness,
+        contrast=None if contrast is None else tuple(contrast),
+        facts=json.loads(metadata["facts"]),
+    )
 
 
 def _describe_network(metadata: Mapping[str, str]) -> Network:

@@ -100,7 +100,7 @@ class TeacherConfig:
     """URL of the pair dataset."""
     output: str
     """URL of the run: checkpoints, teacher.safetensors and report.json."""
-    network: Literal["film-unet", "sr3-unet"] = "sr3-unet"
+    network: Literal["film-unet", "sr3-unet"] = "film-unet"
     """Kind of network: film-unet predicts the clean image and is told the exposure gain; sr3-unet is as released."""
     film: FilmUNetConfig = field(default_factory=FilmUNetConfig)
     """The network, if it is a film-unet."""
@@ -108,6 +108,8 @@ class TeacherConfig:
     """The network, if it is an sr3-unet."""
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     """The noise schedule; recorded with the weights."""
+    ssim: float = 0.0
+    """Weight of 1 - SSIM of the clean image that the output stands for, beside the squared error; 0.1 is usual."""
     init: str = ""
     """URL of our .safetensors of the same network and schedule to start from; empty starts at random."""
     crop: int = 96
@@ -138,6 +140,7 @@ class TeacherConfig:
             self.crop > 0 and self.crop % multiple == 0,
             f"crop is {self.crop}, but must be a positive multiple of the network's {multiple}",
         )
+        require(self.ssim >= 0, f"ssim is {self.ssim}, but must not be negative; 0 leaves the term out")
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)
         check_brightness_jitter(self.brightness_jitter, self.network_config)

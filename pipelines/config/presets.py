@@ -1,6 +1,7 @@
 """Presets as data: for each job, names and the dotted settings that each stands for.
 
-`lol-cpu` is for two CPU cores and about an hour; `paper` is the released network on GPUs.
+`demo` is for two CPU cores and minutes, `lol-cpu` for two CPU cores and at most three hours, `lol` for one GPU and 25
+minutes: all with the default network. `paper` is the released network on GPUs.
 """
 
 from collections.abc import Mapping
@@ -14,24 +15,15 @@ Settings = Mapping[str, Any]
 INSTRUCTIONS = torch.cpu.get_capabilities()
 CPU_PRECISION = "bf16" if INSTRUCTIONS.get("amx_bf16") or INSTRUCTIONS.get("avx512_bf16") else "fp32"
 
-SMALL_UNET: Settings = {
-    "unet.base_channels": 24,
-    "unet.channel_mults": (1, 2, 2, 2),
-    "unet.num_res_blocks": 1,
-    "unet.norm_groups": 8,
-}
-# Narrow at full resolution and wide below: five levels cover most of a scene, in two fifths of the time of 32-64-64-64.
-# With fewer than 300 scenes a network overfits to their brightness; dropout reduces that.
-LOL_CPU_UNET: Settings = {
-    "unet.base_channels": 16,
-    "unet.channel_mults": (1, 2, 4, 4, 4),
-    "unet.num_res_blocks": 1,
-    "unet.norm_groups": 8,
-    "unet.dropout": 0.1,
-}
-# Whole scenes reduced to a fifth nearly fit a crop, so that their brightness can be learned from small crops.
-LOL_CPU_SEGMENT: Settings = {"segment.crop": 64, "segment.crops": 4, "segment.min_scale": 0.2}
+# Few scenes: their crops are made brighter and darker, and SSIM beside the squared error keeps structure.
+TEACHER: Settings = {"brightness_jitter": 0.2, "ssim": 0.3, "optim.weight_decay": 0.01, "optim.ema_decay": 0.998}
+SMALL_FILM: Settings = {"film.channels": (16, 32, 64), "film.embedding_channels": 64}
+WIDE_FILM: Settings = {"film.channels": (64, 128, 256, 256), "film.num_res_blocks": 2, "film.embedding_channels": 256}
+DEMO_SEGMENT: Settings = {"segment.crop": 64, "segment.crops": 16, "segment.brightness_jitter": 0.2}
+LOL_CPU_SEGMENT: Settings = {"segment.crop": 128, "segment.crops": 8, "segment.brightness_jitter": 0.2}
+LOL_SEGMENT: Settings = {"segment.crop": 128, "segment.crops": 64, "segment.brightness_jitter": 0.2}
 PAPER_UNET: Settings = {
+    "network": "sr3-unet",
     "unet.base_channels": 64,
     "unet.channel_mults": (1, 1, 2, 2, 4),
     "unet.attention_levels": (3,),  # 16 x 16 of the 128 pixels it was made for
@@ -40,27 +32,39 @@ PAPER_UNET: Settings = {
 
 DISTILL: Mapping[str, Settings] = {
     "demo": {
-        "segment.crop": 64,
-        "segment.crops": 16,
+        **DEMO_SEGMENT,
+        "loss.ssim": 0.3,
         "optim.steps": 80,
         "optim.batch_size": 8,
         "optim.learning_rate": 4e-4,
         "optim.warmup_steps": 10,
+        "optim.ema_decay": 0.98,
         "optim.precision": CPU_PRECISION,
-        "checkpoint.every": 40,
+        "checkpoint.every": 80,
         "checkpoint.validate_every": 80,
     },
     "lol-cpu": {
         **LOL_CPU_SEGMENT,
-        "optim.steps": 600,
-        "optim.batch_size": 4,
-        "optim.learning_rate": 1e-3,
+        "loss.ssim": 0.3,
+        "optim.steps": 250,
+        "optim.batch_size": 8,
+        "optim.learning_rate": 4e-4,
         "optim.warmup_steps": 10,
         "optim.ema_decay": 0.99,
         "optim.precision": CPU_PRECISION,
-        "checkpoint.every": 300,
-        "checkpoint.validate_every": 300,
-        "checkpoint.validation_images": 19,
+        "checkpoint.every": 125,
+        "checkpoint.validate_every": 250,
+    },
+    "lol": {
+        **LOL_SEGMENT,
+        "loss.ssim": 0.3,
+        "optim.steps": 4000,
+        "optim.batch_size": 32,
+        "optim.learning_rate": 2e-4,
+        "optim.ema_decay": 0.999,
+        "optim.precision": "bf16",
+        "optim.compile": True,
+        "checkpoint.validate_every": 2000,
     },
 }
 
@@ -73,31 +77,51 @@ def nested(part: str, presets: Mapping[str, Settings]) -> Mapping[str, Settings]
 PRESETS: Mapping[str, Mapping[str, Settings]] = {
     "train_teacher": {
         "demo": {
-            **SMALL_UNET,
+            **TEACHER,
+            **SMALL_FILM,
             "crop": 64,
-            "optim.steps": 3000,
+            "crops_per_image": 16,
+            "optim.steps": 500,
             "optim.batch_size": 8,
-            "optim.learning_rate": 8e-4,
+            "optim.learning_rate": 2e-3,
+            "optim.warmup_steps": 20,
+            "optim.ema_decay": 0.99,
             "optim.precision": CPU_PRECISION,
-            "checkpoint.every": 500,
-            "checkpoint.validate_every": 1000,
+            "checkpoint.every": 250,
+            "checkpoint.validate_every": 500,
         },
         "lol-cpu": {
-            **LOL_CPU_UNET,
-            "crop": 64,
-            "min_scale": 0.2,
+            **TEACHER,
+            "crop": 128,
+            "crops_per_image": 4,
             "optim.steps": 4000,
-            "optim.batch_size": 8,
-            "optim.learning_rate": 8e-4,
+            "optim.batch_size": 4,
+            "optim.learning_rate": 1e-3,
+            "optim.warmup_steps": 50,
             "optim.precision": CPU_PRECISION,
-            "checkpoint.every": 500,
+            "checkpoint.every": 250,
             "checkpoint.validate_every": 1000,
+            "validation_steps": 2,
+        },
+        "lol": {
+            **TEACHER,
+            **WIDE_FILM,
+            "crop": 128,
+            "optim.steps": 20_000,
+            "optim.batch_size": 32,
+            "optim.learning_rate": 5e-4,
+            "optim.ema_decay": 0.999,
+            "optim.precision": "bf16",
+            "optim.compile": True,
+            "checkpoint.validate_every": 4000,
+            "validation_steps": 4,
         },
         "paper": {**PAPER_UNET, "crop": 96, "optim.steps": 500_000, "optim.precision": "bf16"},
     },
     "precompute": {
-        "demo": {"segment.crop": 64, "segment.crops": 16, "precision": CPU_PRECISION, "compute.threads": 2},
+        "demo": {**DEMO_SEGMENT, "precision": CPU_PRECISION, "compute.threads": 2},
         "lol-cpu": {**LOL_CPU_SEGMENT, "precision": CPU_PRECISION, "compute.threads": 2},
+        "lol": {**LOL_SEGMENT, "precision": "bf16", "batch_size": 64},
     },
     "distill": DISTILL,
     # The students of these jobs are set as those of distill.

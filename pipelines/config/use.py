@@ -1,7 +1,8 @@
 """Configurations of the jobs that evaluate, use, export and convert weights."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pipelines import formats, storage
 from pipelines.config.parts import (
@@ -15,6 +16,10 @@ from pipelines.config.parts import (
 )
 from reddit_core.precision import Precision
 from reddit_core.sampler import DdimMode
+from reddit_core.student import MOST_DEVIATION
+
+# In a checkout, and in what ray job submit uploads of one; a wheel has no weights.
+DEFAULT_STUDENT = Path(__file__).parents[2] / "weights" / "lol-student-2.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +64,14 @@ class EvaluateConfig:
 class StudentConfig:
     """A student, and how it enhances photographs."""
 
-    weights: str
-    """URL of the student's weights."""
+    weights: str = ""
+    """URL of the student's weights; empty takes the 2-step student that comes with the code, trained on LOL-v1."""
     steps: int = 0
     """Sampling steps; 0 takes the number that the weights were distilled for."""
     brightness: float | Literal["auto"] = "auto"
     """Mean luma that every result shall have, in (0, 1); auto takes what the weights were trained on."""
+    contrast: float | Literal["auto"] = "auto"
+    """Standard deviation of every result's luma; auto takes what such photographs have in training."""
     tile: int = 1024
     """Side of the tiles that larger images are split into; larger ones need more memory and less time."""
     overlap: int = 64
@@ -74,11 +81,22 @@ class StudentConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        if not self.weights:
+            require(
+                DEFAULT_STUDENT.exists(),
+                f"no weights are given, and there are none at {DEFAULT_STUDENT}; add --weights URL",
+            )
+            object.__setattr__(self, "weights", str(DEFAULT_STUDENT))
         make_absolute(self, "weights")
         require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
         require(
             self.brightness == "auto" or 0 < self.brightness < 1,
             f"brightness is {self.brightness}, but must be auto, or a mean luma in (0, 1); 0.45 is usual",
+        )
+        require(
+            self.contrast == "auto" or 0 < self.contrast <= MOST_DEVIATION,
+            f"contrast is {self.contrast}, but must be auto, or a standard deviation of luma in (0, {MOST_DEVIATION}]; "
+            "0.19 is usual",
         )
         require(self.tile >= 64, f"tile is {self.tile}, but must be at least 64 pixels; 1024 is usual")
         require(
@@ -87,9 +105,10 @@ class StudentConfig:
         )
 
     @property
-    def asked_brightness(self) -> float | None:
-        """The brightness, None for auto."""
-        return None if self.brightness == "auto" else self.brightness
+    def asked_tone(self) -> dict[str, Any]:
+        """Brightness and contrast by name, without those that are auto."""
+        asked = {"brightness": self.brightness, "contrast": self.contrast}
+        return {name: value for name, value in asked.items() if value != "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)

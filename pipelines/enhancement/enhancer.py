@@ -90,7 +90,7 @@ class Enhancer:
                 seed=config.seed,
                 tile=config.tile,
                 overlap=config.overlap,
-                brightness=config.asked_brightness,
+                **config.asked_tone,
             )
             return result, time.perf_counter() - started
 

@@ -1,9 +1,10 @@
 """Exports a student for use without this project: its sampler unrolled around the network, as ONNX and torch.export.
 
 Both take `noise` (standard normal) and `low` (a whole image in [-1, 1]), float32 [batch, 3, height, width], and return
-the enhanced image in [-1, 1]. If the network is told the exposure gain, they also take `brightness`, float32 [1]: the
-mean luma in (0, 1) that results shall have; in ONNX it is optional, and is the weights' own by default. The program
-takes all but `noise` by keyword, ONNX takes all by name. Batch, height and width are free; height and width must be
+the enhanced image in [-1, 1]. If the network is told the exposure gain, they also take `brightness` and `contrast`,
+float32 [1]: mean luma in (0, 1) and its standard deviation that results shall have; a contrast of 0 is predicted from
+the image. In ONNX both are optional, with the weights' own brightness and 0 as defaults. The program takes all but
+`noise` by keyword, ONNX takes all by name. Batch, height and width are free; height and width must be
 multiples of the network's (at least two of them): mirror the bottom and right edges out to one, and crop the result.
 """
 
@@ -28,11 +29,10 @@ from pipelines.config.use import ExportConfig
 from pipelines.model_card import HEADING, ModelCard
 from pipelines.reporting import Report
 from pipelines.weights import load_network
-from reddit_core.brightness import gains_of, with_brightness
-from reddit_core.networks import Network
+from reddit_core.pixels import unit_from_signed
 from reddit_core.sampler import ddim_sample
-from reddit_core.schedule import NoiseSchedule
 from reddit_core.student import sampling_steps
+from reddit_core.tone import Tone, make_tone, match_tone, thumbnail
 from reddit_core.weights import NetworkFile
 
 ONNX, PT2, CARD = "student.onnx", "student.pt2", "README.md"
@@ -49,19 +49,21 @@ EXAMPLE_SIZE = (2, 4, 6)
 class UnrolledSampler(nn.Module):
     """All steps of `sampler.ddim_sample` in `exact` mode, with the coefficients as constants."""
 
-    def __init__(self, network: Network, schedule: NoiseSchedule, num_steps: int) -> None:
+    def __init__(self, file: NetworkFile, num_steps: int) -> None:
         super().__init__()
-        self.network = network
-        grid = schedule.grid(num_steps)
-        levels = [float(schedule.sqrt_alpha_bar[index]) for index in reversed(grid)]
+        self.network, self.contrast_weights = file.network, file.contrast
+        grid = file.schedule.grid(num_steps)
+        levels = [float(file.schedule.sqrt_alpha_bar[index]) for index in reversed(grid)]
         self.steps = list(pairwise(levels))
 
-    def forward(self, noise: Tensor, *, low: Tensor, brightness: Tensor | None = None) -> Tensor:
-        gain = None if brightness is None else gains_of(low, brightness)
-        return with_brightness(self.run(noise, low, gain), brightness)
+    def forward(
+        self, noise: Tensor, *, low: Tensor, brightness: Tensor | None = None, contrast: Tensor | None = None
+    ) -> Tensor:
+        tone = tone_of(low, brightness, contrast, self.contrast_weights)
+        return match_tone(self.run(noise, low, None if tone is None else tone.gain), tone)
 
     def run(self, noise: Tensor, low: Tensor, gain: Tensor | None) -> Tensor:
-        """The sampler's result for an exposure gain per image, in [-1, 1]."""
+        """The sampler's result for a gain per image, in [-1, 1]."""
         z = noise
         for a_t, a_s in self.steps:
             sigma_t, sigma_s = (1 - a_t**2) ** 0.5, max(0.0, 1 - a_s**2) ** 0.5
@@ -79,6 +81,13 @@ class UnrolledSampler(nn.Module):
                 return a_t * z - sigma_t * output
             case "x":
                 return output
+
+
+def tone_of(
+    low: Tensor, brightness: Tensor | None, contrast: Tensor | None, weights: tuple[float, ...] | None
+) -> Tone | None:
+    """The tone of whole images in [-1, 1]; None of a network that is not told the gain."""
+    return None if brightness is None else make_tone(thumbnail(unit_from_signed(low)), brightness, contrast, weights)
 
 
 def export(config: ExportConfig) -> Report:
@@ -121,7 +130,16 @@ def example(file: NetworkFile, size: tuple[int, int, int], seed: int = 0) -> dic
     generator = torch.Generator().manual_seed(seed)
     low, noise = torch.rand(shape, generator=generator) * 2 - 1, torch.randn(shape, generator=generator)
     inputs = {"noise": noise, "low": low}
-    return inputs if file.brightness is None else {**inputs, "brightness": torch.tensor([file.brightness])}
+    return {**inputs, **{name: torch.tensor([value]) for name, value in setting_defaults(file).items()}}
+
+
+def setting_defaults(file: NetworkFile) -> dict[str, float]:
+    """The settings that an export takes beside the images, and their defaults; none if the network has no brightness.
+
+    Without weights that predict contrast, 0 would have no meaning, so there is no such setting.
+    """
+    brightness = {} if file.brightness is None else {"brightness": file.brightness}
+    return brightness | ({"contrast": 0.0} if brightness and file.contrast else {})
 
 
 def export_program(file: NetworkFile, steps: int) -> torch.export.ExportedProgram:
@@ -133,7 +151,7 @@ def export_program(file: NetworkFile, steps: int) -> torch.export.ExportedProgra
         2: multiple * Dim("rows", min=2, max=2**16),
         3: multiple * Dim("columns", min=2, max=2**16),
     }
-    sampler = UnrolledSampler(file.network, file.schedule, steps).eval()
+    sampler = UnrolledSampler(file, steps).eval()
     with torch.no_grad():
         inputs = example(file, EXAMPLE_SIZE)
         shapes = {name: free if name in ("noise", "low") else None for name in inputs}
@@ -153,9 +171,8 @@ def to_onnx(program: torch.export.ExportedProgram, file: NetworkFile) -> bytes:
 
     names = list(example(file, EXAMPLE_SIZE))
     model = onnx.load_model_from_string(convert(program, names, ["enhanced"]))
-    if file.brightness is not None:  # an input that is an initializer too may be left out
-        default = np.array([file.brightness], dtype=np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(default, "brightness"))
+    for name, value in setting_defaults(file).items():  # an input that is an initializer too may be left out
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], dtype=np.float32), name))
     serialized: bytes = model.SerializeToString()
     return serialized
 
@@ -205,18 +222,17 @@ def onnx_session(onnx_bytes: bytes) -> Any:
 
 
 def run_onnx(session: Any, noise: NDArray[np.float32], **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The enhanced image; `inputs` are `low` and, where a network is told one, perhaps `brightness`."""
+    """The enhanced image; `inputs` are `low` and perhaps some of `setting_defaults`."""
     result: NDArray[np.float32] = session.run(["enhanced"], {"noise": noise, **inputs})[0]
     return result
 
 
-def expected_result(
-    file: NetworkFile, steps: int, noise: Tensor, low: Tensor, brightness: float | None = None
-) -> Tensor:
-    """The sampler's result on whole images, by default with the weights' own brightness."""
-    asked = file.brightness if brightness is None else brightness
-    gain = None if asked is None else gains_of(low, asked)
-    return with_brightness(ddim_sample(file.network, noise, file.schedule, steps, low=low, gain=gain), asked)
+def expected_result(file: NetworkFile, steps: int, noise: Tensor, low: Tensor, **settings: float) -> Tensor:
+    """The sampler's result on whole images, by default with the defaults of `setting_defaults`."""
+    asked = {name: torch.tensor([value]) for name, value in {**setting_defaults(file), **settings}.items()}
+    tone = tone_of(low, asked.get("brightness"), asked.get("contrast"), file.contrast)
+    gain = None if tone is None else tone.gain
+    return match_tone(ddim_sample(file.network, noise, file.schedule, steps, low=low, gain=gain), tone)
 
 
 def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
@@ -235,6 +251,8 @@ def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
     )
     if file.brightness is not None:
         interface += f"; `brightness`, float32 [1]: mean luma of the result in (0, 1), {file.brightness:.3f} by default"
+    if "contrast" in setting_defaults(file):
+        interface += "; `contrast`, float32 [1]: standard deviation of that luma; 0, the default, is predicted"
     card = ModelCard.from_facts(file.facts, distilled)
     facts = {**card.facts, "network": file.network.config, "schedule": file.schedule}
     return (replace(card, interface=interface, facts=facts).render() + note).encode()

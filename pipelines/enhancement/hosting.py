@@ -22,9 +22,9 @@ from pipelines import reporting, storage
 from pipelines.config.use import ExportConfig
 from pipelines.enhancement.exporting import HOST_FOLDER, HOST_MODEL, UnrolledSampler, convert, onnx_session, prepare
 from pipelines.reporting import Report
-from reddit_core.brightness import gains_of, with_brightness
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 from reddit_core.sampler import seeded_noise
+from reddit_core.tone import make_tone, match_tone, thumbnail
 from reddit_core.weights import NetworkFile
 
 METADATA = "config.json"
@@ -50,7 +50,7 @@ class Prepare(nn.Module):
         rows, columns = (self.mirrored(size, low.device) for size in low.shape[-2:])
         down, across = (torch.arange(index.shape[0], device=low.device) % NOISE_SIDE for index in (rows, columns))
         fixed = torch.full_like(low[:, 0, 0, 0], self.gain or 1.0)
-        gain = fixed if self.brightness is None else gains_of(low, self.brightness)
+        gain = fixed if self.brightness is None else make_tone(thumbnail(image.clamp(0, 1)), self.brightness).gain
         return self.noise[:, :, down][:, :, :, across], low[:, :, rows][:, :, :, columns], gain
 
     def mirrored(self, size: int, device: torch.device) -> Tensor:
@@ -65,7 +65,7 @@ class Network(nn.Module):
     def __init__(self, file: NetworkFile, steps: int) -> None:
         super().__init__()
         self.sampler, self.takes_gain = (
-            UnrolledSampler(file.network, file.schedule, steps),
+            UnrolledSampler(file, steps),
             file.network.config.takes_gain,
         )
 
@@ -74,16 +74,19 @@ class Network(nn.Module):
 
 
 class Finish(nn.Module):
-    """The result without margins, in [0, 1], with the weights' brightness."""
+    """The result without margins, in [0, 1], with the weights' brightness and the contrast that they predict."""
 
-    def __init__(self, brightness: float | None) -> None:
+    def __init__(self, brightness: float | None, contrast: tuple[float, ...] | None) -> None:
         super().__init__()
-        self.brightness = brightness
+        self.brightness, self.contrast = brightness, contrast
 
     def forward(self, image: Tensor, enhanced: Tensor) -> Tensor:
         height, width = (torch.arange(size, device=image.device) for size in image.shape[-2:])
         whole = enhanced[:, :, height][:, :, :, width]
-        return unit_from_signed(with_brightness(whole, self.brightness)).clamp(0, 1)
+        tone = None
+        if self.brightness is not None:
+            tone = make_tone(thumbnail(image.clamp(0, 1)), self.brightness, weights=self.contrast)
+        return unit_from_signed(match_tone(whole, tone)).clamp(0, 1)
 
 
 class HostProgram(nn.Module):
@@ -101,7 +104,7 @@ class HostProgram(nn.Module):
         brightness = None if gain else file.brightness
         self.multiple = file.network.config.size_multiple
         self.prepare = Prepare(self.multiple, gain, brightness, seed)
-        self.network, self.finish = Network(file, steps), Finish(brightness)
+        self.network, self.finish = Network(file, steps), Finish(brightness, file.contrast)
 
     def forward(self, image: Tensor) -> Tensor:
         result: Tensor = self.finish(image, self.network(*self.prepare(image)))

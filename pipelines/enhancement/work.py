@@ -11,7 +11,7 @@ from pipelines import formats, shards, storage
 from pipelines.config.use import EnhanceConfig
 from pipelines.redaction import redact
 from pipelines.weights import load_hashed_network
-from reddit_core.student import result_brightness, sampling_steps
+from reddit_core.student import check_tone, sampling_steps
 
 SETTINGS = "enhance.json"
 COMPARISONS = "compare"
@@ -45,7 +45,7 @@ def find_work(config: EnhanceConfig) -> Work:
         ValueError: if there is no photograph, the weights cannot be used, or the output was made with others.
     """
     file, sha256 = load_hashed_network(config.weights)
-    result_brightness(file, config.asked_brightness)
+    check_tone(file, **config.asked_tone)
     steps = sampling_steps(file, config.steps, config.weights)
     root, files = list_source(config)
     reasons = {name: formats.not_read(name) for name in files}
@@ -59,7 +59,7 @@ def find_work(config: EnhanceConfig) -> Work:
         "weights_sha256": sha256,
         "steps": steps,
         **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "precision")},
-        **({} if config.asked_brightness is None else {"brightness": config.asked_brightness}),
+        **config.asked_tone,
     }
     results = Counter(results_of(config, name)[0] for name in names)
     if twice := [result for result, count in results.items() if count > 1]:

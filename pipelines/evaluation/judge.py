@@ -27,7 +27,7 @@ from pipelines.shards import ShardEntry
 from pipelines.threads import torch_threads
 from pipelines.trajectories.crops import cached_shard
 from pipelines.weights import load_lpips, load_student
-from reddit_core.brightness import LEAST_LUMA
+from reddit_core.brightness import LEAST_LUMA, luma_moments_of_pixels
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import GIVEN, match_mean, quality, quality_given
 from reddit_core.pixels import (
@@ -136,7 +136,7 @@ class Judge:
             for seed in self.config.seeds if method.url else self.config.seeds[:1]:
                 estimate, cost = self.run(method, low, seed, pair["pair_id"])
                 head = {"pair_id": pair["pair_id"], "method": method.name, "steps": method.steps, "seed": seed}
-                given = self.measure_given(method, low, normal, seed, pair["normal_luma"])
+                given = self.measure_given(method, low, normal, seed)
                 rows.append({**head, **self.measure(estimate, normal), **given, **cost})
                 pictures.setdefault(method.key, estimate)
         shown = [encode_png(pictures[key]) for key in (*(method.key for method in self.shown), TRUTH)]
@@ -188,17 +188,15 @@ class Judge:
         return self.peak_mb[key]
 
     @torch.no_grad()
-    def compute(self, method: Method, image: torch.Tensor, seed: int, brightness: float | None = None) -> torch.Tensor:
-        """The method's result, [1, 3, H, W] in [-1, 1] to [0, 1]; at the network's own brightness by default."""
+    def compute(self, method: Method, image: torch.Tensor, seed: int, **tone: Any) -> torch.Tensor:
+        """The method's result, [1, 3, H, W] in [-1, 1] to [0, 1]; at the network's own tone by default."""
         if method.name == INPUT:
             return unit_from_signed(image)
         if method.name == CLAHE:
             equalized: torch.Tensor = equalize_clahe(unit_from_signed(image), CLAHE_CLIP, CLAHE_GRID)
             return equalized
         student = self.students[method.url]
-        enhanced = student.enhance_images(
-            image, seed=seed, steps=method.steps, mode=self.config.mode, brightness=brightness
-        )
+        enhanced = student.enhance_images(image, seed=seed, steps=method.steps, mode=self.config.mode, **tone)
         return unit_from_signed(enhanced)
 
     @torch.no_grad()
@@ -218,15 +216,20 @@ class Judge:
 
     @torch.no_grad()
     def measure_given(
-        self, method: Method, low: NDArray[np.uint8], normal: NDArray[np.uint8], seed: int, brightness: float
+        self, method: Method, low: NDArray[np.uint8], normal: NDArray[np.uint8], seed: int
     ) -> dict[str, float | None]:
-        """The `_given` figures, of a result that was told the ground truth's brightness; None where none is told."""
+        """The `_given` figures, of a result that was told the ground truth's brightness and contrast; None where the
+        network takes none."""
         if not method.url or not self.students[method.url].network.config.takes_gain:
             return dict.fromkeys(GIVEN)
-        # A black or white ground truth has no brightness that could be asked for.
-        asked = min(max(brightness, LEAST_LUMA), 1 - LEAST_LUMA)
+        brightness, contrast = luma_moments_of_pixels(normal)
+        # A flat ground truth has no brightness or contrast that could be asked for.
+        asked = {
+            "brightness": min(max(brightness, LEAST_LUMA), 1 - LEAST_LUMA),
+            "contrast": max(contrast, LEAST_LUMA),
+        }
         image = signed_from_pixels(low[None], self.device)
-        result = rounded_to_8_bits(self.compute(method, image, seed, asked))
+        result = rounded_to_8_bits(self.compute(method, image, seed, **asked))
         figures = quality_given(result, unit_from_signed(signed_from_pixels(normal[None], self.device)))
         values = {name: float(value) for name, value in figures.items()}
         values["psnr_given"] = min(values["psnr_given"], MOST_PSNR)

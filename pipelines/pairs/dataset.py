@@ -20,6 +20,11 @@ def split_brightness(manifest: Manifest, split: str = "train") -> float:
     return float(manifest.facts["splits"][split]["brightness"])
 
 
+def split_contrast(manifest: Manifest, split: str = "train") -> tuple[float, ...]:
+    """Weights that predict the contrast of a split's normal images (`tone.fit_contrast`)."""
+    return tuple(manifest.facts["splits"][split]["contrast"])
+
+
 def split_shards(manifest: Manifest, split: str) -> list[ShardEntry]:
     """The shards of one split, in order.
 

@@ -10,7 +10,9 @@ from pipelines.shards import Manifest
 
 INDEX = "index.arrow"
 TEXTS = ("pair_id", "split", "scene", "shard", "sha256", "normal_sha256", "layout_scene")
-INDEX_SCHEMA = pa.schema([*((name, pa.string()) for name in TEXTS), ("normal_luma", pa.float64())])
+INDEX_SCHEMA = pa.schema(
+    [*((name, pa.string()) for name in TEXTS), *((name, pa.float64()) for name in shards.TONE_COLUMNS)]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class IndexRow:
         sha256: of the pixels of both images, as in the shard.
         normal_sha256: of the normal image's pixels.
         layout_scene: the scene that the layout knows, else empty.
-        normal_luma: mean luma of the normal image, in [0, 1].
+        low_curve, curve_deviation, normal_luma, normal_contrast: as in the shard (`shards.TONE_COLUMNS`).
     """
 
     pair_id: str
@@ -34,7 +36,10 @@ class IndexRow:
     sha256: str
     normal_sha256: str
     layout_scene: str
+    low_curve: float
+    curve_deviation: float
     normal_luma: float
+    normal_contrast: float
 
 
 def read_index(url: str, manifest: Manifest) -> dict[str, IndexRow]:

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipelines import reporting, shards, storage
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.index import IndexRow, read_index, write_index
 from pipelines.pairs.layouts import PairSource
 from pipelines.pairs.ray_tasks import (
+    DIGITS,
     PIECES,
     SURVEY,
     Darkening,
@@ -39,6 +42,8 @@ from pipelines.pairs.steps import (
 )
 from pipelines.reporting import Report
 from pipelines.shards import Manifest
+from reddit_core.brightness import LEAST_LUMA
+from reddit_core.tone import fit_contrast
 
 DUPLICATES = "duplicates.jsonl"
 # The manifest lists the pairs of every split up to this many; the index always does.
@@ -70,7 +75,7 @@ def ingest(config: IngestConfig) -> Report:
         broken.update(result.broken)
     quarantine(inventory, broken, assignment)
     manifest = commit(inventory, results, surveyed, assignment, broken)
-    num_new, seconds = sum(len(result.sha256) for result in results), time.perf_counter() - started
+    num_new, seconds = sum(len(result.pairs) for result in results), time.perf_counter() - started
     figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
     return finish(config, summary(inventory, manifest, "ingested" if num_new else "already done", figures))
 
@@ -102,16 +107,15 @@ def commit(
         raise ValueError(f"none of the {inventory.num_listed} pairs is usable; see {storage.join(output, QUARANTINE)}")
     rows = dict(inventory.known)
     for result in results:
-        for pair_id, sha256 in result.sha256.items():
+        for pair_id, columns in result.pairs.items():
             rows[pair_id] = IndexRow(
                 pair_id=pair_id,
                 split=assignment.splits[pair_id],
                 scene=assignment.scenes[pair_id],
                 shard=result.name,
-                sha256=sha256,
                 normal_sha256=surveyed[pair_id].normal_sha256,
                 layout_scene=inventory.sources[pair_id].scene,
-                normal_luma=surveyed[pair_id].normal_luma,
+                **columns,
             )
     manifest = Manifest(
         kind="pairs",
@@ -126,7 +130,7 @@ def commit(
 
 
 def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict[str, Any]:
-    """Pairs, scenes and brightness (mean luma of the normal images, [0, 1]) per split.
+    """Pairs and scenes per split; brightness (mean luma of the normal images, [0, 1]) and the fit of their contrast.
 
     They do not depend on how often the job was interrupted.
     """
@@ -138,6 +142,7 @@ def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict
             "pairs": len(members),
             "scenes": len({row.scene for row in members}),
             "brightness": math.fsum(row.normal_luma for row in members) / len(members),
+            "contrast": contrast_of(members),
         }
         for split, members in sorted(by_split.items())
     }
@@ -145,6 +150,16 @@ def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict
         for split, members in by_split.items():
             splits[split]["pair_ids"] = sorted(row.pair_id for row in members)
     return {"splits": splits, "broken": broken, "left_out": left_out}
+
+
+def contrast_of(members: Sequence[IndexRow]) -> list[float]:
+    """The weights that predict the contrast of these pairs' normal images (`tone.fit_contrast`)."""
+    features = [
+        (1.0, row.normal_luma, row.curve_deviation, math.log(max(row.normal_luma, LEAST_LUMA) / row.low_curve))
+        for row in sorted(members, key=lambda row: row.pair_id)
+    ]
+    contrasts = [row.normal_contrast for row in sorted(members, key=lambda row: row.pair_id)]
+    return [round(weight, DIGITS) for weight in fit_contrast(np.array(features), np.array(contrasts))]
 
 
 def clear(output: str, manifest: Manifest) -> None:

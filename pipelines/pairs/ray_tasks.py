@@ -19,19 +19,26 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import ray.data
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import images, shards, storage
 from pipelines.progress import Progress
 from pipelines.redaction import redact
-from reddit_core.brightness import mean_luma_of_pixels
+from reddit_core.brightness import LEAST_LUMA, luma_moments_of_pixels
 from reddit_core.degrade import DegradeConfig, degrade
+from reddit_core.tone import curve_mean, thumbnail_of_pixels, tone_features
 
 READERS = 8
 # A Ray task costs about 30 ms, a tenth of decoding one shard: enough tasks to share among the CPUs, and no more.
 TASKS_PER_CPU, MOST_PARTS_PER_TASK = 4, 4
 # Folders with the results of an unfinished job's tasks, next to its shards.
 SURVEY, PIECES = "survey", "pieces"
+# Columns of a pair shard that the index keeps too.
+OF_PAIRS = ("sha256", *shards.TONE_COLUMNS)
+# Digits of moments that do not depend on the machine's order of sums.
+DIGITS = 12
 CHANGED = "its normal image changed while it was being read; run the job again"
 UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError)
 
@@ -45,7 +52,7 @@ class Surveyed:
         file_bytes, file_crc32: size and CRC-32 of the normal image's file, to detect a change while the job runs.
         normal_sha256: of its pixels (`images.pixel_hash`), so that it is recognized in another encoding.
         width, height: of the upright image, in pixels.
-        normal_luma: its mean luma, in [0, 1].
+        normal_luma, normal_contrast: mean and standard deviation of its luma, in [0, 1].
         problem: the reason why the normal image cannot be used, else empty.
     """
 
@@ -58,6 +65,7 @@ class Surveyed:
     width: int = 0
     height: int = 0
     normal_luma: float = 0.0
+    normal_contrast: float = 0.0
     problem: str = ""
 
 
@@ -83,13 +91,13 @@ class ShardResult:
     """The result of writing a shard; `entry` is None if no pair of it was usable.
 
     Attributes:
-        sha256: pair_id to the SHA-256 of the pair's pixels, for the pairs in the shard, in order.
+        pairs: pair_id to the columns of `OF_PAIRS`, for the pairs in the shard, in order.
         broken: pair_id to the reason, for the others.
     """
 
     name: str
     entry: shards.ShardEntry | None
-    sha256: dict[str, str]
+    pairs: dict[str, dict[str, Any]]
     broken: dict[str, str]
 
 
@@ -152,6 +160,7 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
     except ValueError as error:
         return replace(member, problem=f"its normal image is unusable: {error}")
     assert isinstance(data, bytes)
+    luma, contrast = luma_moments_of_pixels(images.to_rgb(image))
     return replace(
         member,
         file_bytes=len(data),
@@ -159,7 +168,8 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
         normal_sha256=images.pixel_hash(image),
         width=image.width,
         height=image.height,
-        normal_luma=mean_luma_of_pixels(images.to_rgb(image)),
+        normal_luma=luma,
+        normal_contrast=contrast,
     )
 
 
@@ -174,14 +184,14 @@ def write_pairs(task: IngestTask, output: str, darkening: Darkening | None) -> S
             rows.append(pair_row(member, low, normal))
         except ValueError as error:
             broken[member.pair_id] = str(error)
-    sha256 = {row["pair_id"]: row["sha256"] for row in rows}
+    pairs = {row["pair_id"]: {name: row[name] for name in OF_PAIRS} for row in rows}
     # Written before the shard, so that a committed shard implies these results.
-    storage.write_bytes(piece_url(output, task.name), json.dumps({"sha256": sha256, "broken": broken}).encode())
+    storage.write_bytes(piece_url(output, task.name), json.dumps({"pairs": pairs, "broken": broken}).encode())
     entry = None
     if rows:
         table = pa.Table.from_pylist(rows, schema=shards.PAIR_SCHEMA)
         entry = shards.write_shard(output, task.name, table, task.split)
-    return ShardResult(name=task.name, entry=entry, sha256=sha256, broken=broken)
+    return ShardResult(name=task.name, entry=entry, pairs=pairs, broken=broken)
 
 
 def darken(member: Surveyed, normal: bytes | ValueError, darkening: Darkening) -> bytes:
@@ -207,11 +217,20 @@ def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueErr
     if (width, height) != (member.width, member.height):
         raise ValueError(f"its low image is {width}x{height}, but its normal one {member.width}x{member.height}")
     digest = hashlib.sha256((images.pixel_hash(image) + member.normal_sha256).encode()).hexdigest()
-    luma = {"low_luma": mean_luma_of_pixels(images.to_rgb(image)), "normal_luma": member.normal_luma}
+    tone = tone_columns(images.to_rgb(image), member.normal_luma, member.normal_contrast)
     assert isinstance(low, bytes)
     stored = {"low": images.as_stored(low), "normal": images.as_stored(normal)}
-    values = {**stored, "width": width, "height": height, **luma, "sha256": digest}
+    values = {**stored, "width": width, "height": height, **tone, "sha256": digest}
     return {"pair_id": member.pair_id, **values}
+
+
+def tone_columns(low: NDArray[np.uint8], normal_luma: float, normal_contrast: float) -> dict[str, float]:
+    """The columns `shards.TONE_COLUMNS` of a pair, from its whole low image and its normal image's moments."""
+    luma = thumbnail_of_pixels(low)
+    brightness = torch.tensor([normal_luma], dtype=torch.float64).clamp(min=LEAST_LUMA)
+    deviation = tone_features(luma, brightness)[0, 2]
+    values = (float(curve_mean(luma)), float(deviation), normal_luma, normal_contrast)
+    return {name: round(value, DIGITS) for name, value in zip(shards.TONE_COLUMNS, values, strict=True)}
 
 
 def piece_url(output: str, name: str) -> str:

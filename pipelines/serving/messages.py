@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from pipelines.config.serving import ServeConfig
 from pipelines.formats import readable
-from reddit_core.student import result_brightness, sampling_steps
+from reddit_core.student import check_tone, sampling_steps
 from reddit_core.weights import NetworkFile
 
 Format = Literal["auto", "png", "jpeg", "webp", "tiff"]
@@ -86,7 +86,7 @@ def make_offer(config: ServeConfig, file: NetworkFile, needs_token: bool) -> Off
     return Offer(
         steps=steps,
         steps_allowed=tuple(n for n in range(1, config.max_steps + 1) if num_levels % n == 0),
-        brightness=result_brightness(file, config.asked_brightness),
+        brightness=check_tone(file, **config.asked_tone),
         formats_read=readable(),
         formats_written=tuple(name for name in get_args(Format) if name != "auto"),
         max_megabytes=config.max_megabytes,

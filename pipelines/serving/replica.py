@@ -88,21 +88,21 @@ class StudentReplica:
     def run(self, works: Sequence[Work]) -> list[tuple[Pixels, float]]:
         """The results of photographs of one kind, and the network's seconds for each."""
         query, started = works[0].query, time.perf_counter()
-        brightness = query.brightness or self.config.asked_brightness
+        tone = self.config.asked_tone | ({"brightness": query.brightness} if query.brightness else {})
         if len(works) == 1:
             results = [
                 self.student.enhance(
                     works[0].pixels,
                     seed=query.seed,
                     steps=query.steps,
-                    brightness=brightness,
+                    **tone,
                     tile=self.config.tile,
                     overlap=self.config.overlap,
                 )
             ]
         else:
             photographs = [work.pixels for work in works]
-            results = self.student.enhance_batch(photographs, seed=query.seed, steps=query.steps, brightness=brightness)
+            results = self.student.enhance_batch(photographs, seed=query.seed, steps=query.steps, **tone)
         seconds = (time.perf_counter() - started) / len(works)
         return [(pixels, seconds) for pixels in results]
 

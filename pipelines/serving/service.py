@@ -26,6 +26,7 @@ APPLICATION = "reddit"
 # One photograph is enhanced while its predecessor is encoded and its successor decoded.
 CALLS_PER_BATCH = 3
 RETRY_AFTER_S = 5.0
+INGRESS_ROOM = 200
 LOGS = {"encoding": "TEXT", "log_level": "WARNING", "enable_access_log": False}
 
 
@@ -49,9 +50,9 @@ def application(config: ServeConfig) -> serve.Application:
     )(StudentReplica)
     ingress = serve.deployment(
         name="ingress",
-        # Requests for the page and for health besides those in the queue; beyond, Serve itself answers 503.
-        max_ongoing_requests=config.queue + 100,
-        max_queued_requests=config.queue,
+        # The ingress itself says in JSON what is beyond the queue; only a flood is answered by Serve.
+        max_ongoing_requests=config.queue + INGRESS_ROOM,
+        max_queued_requests=INGRESS_ROOM,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": 0},
     )(Ingress)

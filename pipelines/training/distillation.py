@@ -68,7 +68,7 @@ class DistillObjective:
 
     def begin(self, context: StageContext) -> Network:
         start = load_network(self.config.teacher)
-        self.schedule, self.brightness = start.schedule, start.brightness
+        self.start = replace(start, facts={})
         self.prediction = start.network.config.prediction
         self.teacher = self.stage_teacher(context)
         if self.lpips:
@@ -127,7 +127,7 @@ class DistillObjective:
         save_network(url, replace(self.weights(network), facts=facts))
 
     def weights(self, network: Network) -> NetworkFile:
-        return NetworkFile(network=network, schedule=self.schedule, brightness=self.brightness)
+        return replace(self.start, network=network)
 
 
 def make_stream(config: DistillConfig) -> Stream:

@@ -14,7 +14,7 @@ from pipelines import shards, storage
 from pipelines.cluster import check_room
 from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import SegmentConfig
-from pipelines.pairs.dataset import split_brightness, split_shards
+from pipelines.pairs.dataset import split_brightness, split_contrast, split_shards
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, shards_hash
 from pipelines.tracking import RunHandle, tracked_run
@@ -26,8 +26,8 @@ from pipelines.training.stream import StageRecords, Stream
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops
 from pipelines.weights import load_network, save_network
-from reddit_core.diffusion import add_noise
-from reddit_core.losses import teacher_loss
+from reddit_core.diffusion import add_noise, interpret
+from reddit_core.losses import dissimilarity, teacher_loss
 from reddit_core.networks import Network, NetworkConfig, build, kind_of
 from reddit_core.pixels import signed_from_pixels
 from reddit_core.schedule import NoiseSchedule
@@ -61,8 +61,13 @@ class TeacherObjective:
         level = draw_training_levels(self.config.schedule, len(low), generator)
         eps = torch.randn(normal.shape, generator=generator, device=device)
         gain = torch.tensor(batch["gain"], device=device)
-        output = network(add_noise(normal, eps, level), level, low=low, gain=gain)
-        return {"loss": teacher_loss(output, normal, eps, level, self.config.network_config.prediction)}
+        noisy, prediction = add_noise(normal, eps, level), self.config.network_config.prediction
+        output = network(noisy, level, low=low, gain=gain)
+        error = teacher_loss(output, normal, eps, level, prediction)
+        if not self.config.ssim:
+            return {"loss": error}
+        unlike = dissimilarity(interpret(output, noisy, level, prediction).x_0, normal)
+        return {"loss": error + self.config.ssim * unlike, "error": error, "ssim": unlike}
 
     def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         return self.validation.judge(self.weights(network), self.config.validation_steps)
@@ -82,8 +87,10 @@ class TeacherObjective:
         return shards.read_manifest(self.config.pairs, "pairs")
 
     def weights(self, network: Network) -> NetworkFile:
-        brightness = split_brightness(self.manifest) if network.config.takes_gain else None
-        return NetworkFile(network=network, schedule=self.config.schedule, brightness=brightness)
+        file = NetworkFile(network=network, schedule=self.config.schedule)
+        if not network.config.takes_gain:
+            return file
+        return replace(file, brightness=split_brightness(self.manifest), contrast=split_contrast(self.manifest))
 
 
 def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:

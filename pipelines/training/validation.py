@@ -16,7 +16,6 @@ from pipelines import shards
 from pipelines.config.parts import CheckpointConfig
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.weights import load_lpips
-from reddit_core.brightness import exposure_gain
 from reddit_core.lpips import Lpips
 from reddit_core.metrics import SHARPNESS, quality, quality_given
 from reddit_core.pixels import (
@@ -28,6 +27,7 @@ from reddit_core.pixels import (
     unit_from_signed,
 )
 from reddit_core.student import Student, result_brightness
+from reddit_core.tone import tone_gain
 from reddit_core.weights import NetworkFile
 
 GRID_IMAGES = 4
@@ -41,7 +41,7 @@ class ValidationPair(NamedTuple):
 
     low: NDArray[np.uint8]
     normal: NDArray[np.uint8]
-    low_luma: float
+    low_curve: float
     normal_luma: float
 
 
@@ -92,7 +92,7 @@ class ValidationImages:
     def cropped(self, row: Mapping[str, Any]) -> ValidationPair:
         """A row of a pair shard, its images decoded and cropped."""
         low, normal = decode_pair(row)
-        return ValidationPair(self.crop(low), self.crop(normal), row["low_luma"], row["normal_luma"])
+        return ValidationPair(self.crop(low), self.crop(normal), row["low_curve"], row["normal_luma"])
 
     def crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         side = self.config.validation_crop
@@ -128,11 +128,16 @@ class ValidationImages:
         return means, np.concatenate(rows[:GRID_IMAGES]) if same_size else None
 
     def enhance(self, student: Student, pair: ValidationPair, brightness: float | None) -> Float[Tensor, "1 3 h w"]:
-        """A crop's result in [0, 1], rounded to 8 bits, at a brightness of the whole image."""
-        device = student.device
-        gain = 1.0 if brightness is None else float(exposure_gain(brightness, pair.low_luma))
-        low = signed_from_pixels(pair.low[None], device)
-        enhanced = student.enhance_images(low, seed=SEED, gain=torch.tensor([gain], device=device))
+        """A crop's result in [0, 1], rounded to 8 bits, at a brightness of the whole image.
+
+        Only whole images are matched to that brightness, and to the contrast that is predicted for them.
+        """
+        low = signed_from_pixels(pair.low[None], student.device)
+        if not self.config.validation_crop:
+            enhanced = student.enhance_images(low, seed=SEED, brightness=brightness)
+        else:
+            gain = 1.0 if brightness is None else tone_gain(brightness, pair.low_curve)
+            enhanced = student.enhance_images(low, seed=SEED, gain=torch.tensor([gain], device=student.device))
         return rounded_to_8_bits(unit_from_signed(enhanced))
 
 

@@ -19,8 +19,9 @@ from pipelines import shards
 from pipelines.config.parts import SegmentConfig, check_brightness_jitter, require
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.shards import Manifest, ShardEntry
-from reddit_core.brightness import LEAST_LUMA, exposure_gain
+from reddit_core.brightness import LEAST_LUMA
 from reddit_core.networks import Network
+from reddit_core.tone import tone_gain
 
 Batch = dict[str, NDArray[Any]]
 """Columns of records by name; the first dimension of each counts the records."""
@@ -101,9 +102,7 @@ def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) ->
     """
     pair, crop, draw = locate_record(shard.start + row, segment)
     table = cached_shard(url, shard.pairs)
-    pair_id, low_luma, normal_luma = (
-        table.column(name)[pair].as_py() for name in ("pair_id", "low_luma", "normal_luma")
-    )
+    pair_id, curve, normal_luma = (table.column(name)[pair].as_py() for name in ("pair_id", "low_curve", "normal_luma"))
     scale = draw_scale(segment.min_scale, segment.seed, pair_id, crop)
     low, normal = (reduce(image, scale, segment.crop) for image in decoded_pair(url, shard.pairs, pair))
     y, x, orientation = draw_crop(low.shape, segment.crop, segment.seed, pair_id, crop)
@@ -115,7 +114,7 @@ def load_crop(url: str, shard: RecordShard, segment: SegmentConfig, row: int) ->
         "crop_x": x,
         "orientation": np.int8(orientation),
         "draw": draw,
-        "gain": np.float32(exposure_gain(normal_luma * factor, low_luma)),
+        "gain": np.float32(tone_gain(normal_luma * factor, curve)),
         "low": cut(low, y, x, segment.crop, orientation),
         "normal": scale_values(cut(normal, y, x, segment.crop, orientation), factor),
     }

@@ -1,29 +1,34 @@
-"""The default denoiser: a narrow U-Net that predicts the clean image and is told the exposure it has to reach.
+"""The default denoiser: a narrow U-Net that predicts the clean image, as a correction of the low image's tone curve.
 
-Few operations per pixel: narrow at full resolution, wide where pixels are few. Each residual block is scaled and
-shifted by an embedding of noise level and exposure gain (FiLM, Perez et al. 2018). Predicting `x_0` keeps the noise of
-every pixel from having to pass through the network (Li and He 2025).
+Most of an enhanced image is one global tone curve, `clip(gain * low^CURVE)` (`reddit_core.tone`). So the network is
+handed the curved image and adds its prediction to a blurred copy of it: it learns what is left, which is noise, colour
+and local contrast. Few operations per pixel: patches of pixels, narrow levels where there are many of them. Each
+residual block is scaled and shifted by an embedding of noise level and gain (FiLM, Perez et al. 2018). Predicting `x_0`
+keeps the noise of every pixel from having to pass through the network (Li and He 2025).
 """
 
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reddit_core.brightness import LEAST_LUMA, gray
 from reddit_core.networks.interface import Network, Prediction
 from reddit_core.networks.layers import GroupNorm
+from reddit_core.pixels import signed_from_unit, unit_from_signed
+from reddit_core.tone import CURVE
 
 LOW_FORMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilmUNetConfig:
-    """The shape of the network, and what its output means.
+    """The shape of the network.
 
     Attributes:
         channels: width of each level; each level halves H and W. Multiples of `norm_groups`.
@@ -32,16 +37,19 @@ class FilmUNetConfig:
         embedding_channels: width of the embedding of level and gain.
         norm_groups: groups of every GroupNorm.
         dropout: probability inside the second half of each residual block.
-        prediction: `x` (the clean image), `v` or `eps`.
+        blur: side of the blocks over which the curved image is averaged before the prediction is added to it, so that
+            its noise is not added too.
+        saturation: factor on the colour differences of the curved image, which the curve makes too large.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64, 128, 128)
+    channels: tuple[int, ...] = (32, 64, 128, 128)
     num_res_blocks: int = 1
-    patch_size: int = 1
+    patch_size: int = 2
     embedding_channels: int = 128
     norm_groups: int = 8
     dropout: float = 0.0
-    prediction: Prediction = "x"
+    blur: int = 8
+    saturation: float = 0.77
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 1 or width % self.norm_groups for width in self.channels):
@@ -51,13 +59,20 @@ class FilmUNetConfig:
             )
         if self.patch_size not in (1, 2, 4, 8):
             raise ValueError(f"patch_size is {self.patch_size}, but must be 1, 2, 4 or 8")
-        if self.prediction not in get_args(Prediction):
-            raise ValueError(f"prediction is {self.prediction!r}, but must be one of {', '.join(get_args(Prediction))}")
+        if self.blur < 1:
+            raise ValueError(f"blur is {self.blur}, but must be at least 1 pixel; 8 is usual")
+        if self.saturation < 0:
+            raise ValueError(f"saturation is {self.saturation}, but must not be negative; 0.77 is usual")
+
+    @property
+    def prediction(self) -> Prediction:
+        """The clean image."""
+        return "x"
 
     @property
     def size_multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
-        return int(self.patch_size * 2 ** (len(self.channels) - 1))
+        return math.lcm(self.patch_size * 2 ** (len(self.channels) - 1), self.blur)
 
     @property
     def takes_gain(self) -> bool:
@@ -73,16 +88,28 @@ class FilmUNetConfig:
         return {}
 
 
-def low_forms(low: Float[Tensor, "b 3 h w"], gain: Float[Tensor, " b"]) -> Float[Tensor, "b 9 h w"]:
-    """The low-light image three times, each in [-1, 1]: as it is, its logarithm, and multiplied by the gain."""
-    unit = (low + 1) / 2
-    logarithm = torch.log1p(255 * unit.clamp(min=0)) / math.log(256)
-    exposed = (unit * gain[:, None, None, None]).clamp(0, 1)
-    return torch.cat([low, 2 * logarithm - 1, 2 * exposed - 1], dim=1)
+def curved_image(
+    low: Float[Tensor, "b 3 h w"], gain: Float[Tensor, " b"], saturation: float
+) -> Float[Tensor, "b 3 h w"]:
+    """The low-light image in [-1, 1] through the tone curve at a gain, less saturated; in [-1, 1]."""
+    unit = unit_from_signed(low).clamp(min=LEAST_LUMA) ** CURVE
+    exposed = (unit * gain[:, None, None, None]).clamp(max=1)
+    return signed_from_unit(torch.lerp(gray(exposed), exposed, saturation))
+
+
+def logarithm(low: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """The logarithm of the low-light image, both in [-1, 1]."""
+    return signed_from_unit(torch.log1p(255 * unit_from_signed(low).clamp(min=0)) / math.log(256))
+
+
+def blurred(image: Float[Tensor, "b 3 h w"], block: int) -> Float[Tensor, "b 3 h w"]:
+    """The image averaged over blocks, and interpolated between their centres."""
+    means = functional.avg_pool2d(image, block)
+    return functional.interpolate(means, scale_factor=float(block), mode="bilinear")
 
 
 class Embedding(nn.Module):
-    """Noise level and exposure gain as one vector.
+    """Noise level and gain as one vector.
 
     The level enters as the angle `atan2(sigma, a)` (Salimans and Ho 2022, appendix D), in sines and cosines of its
     multiples; the gain as its logarithm.
@@ -143,7 +170,7 @@ class Blocks(nn.Module):
 
 
 class FilmUNet(Network):
-    """Predicts `config.prediction` from the noisy image, the low-light one, the noise level and the exposure gain."""
+    """Predicts the clean image from the noisy one, the low-light one, the noise level and the gain."""
 
     config: FilmUNetConfig
 
@@ -159,6 +186,9 @@ class FilmUNet(Network):
         self.decoder = nn.ModuleList(Blocks(2 * width, width, config) for width in widths[:-1])
         self.norm = GroupNorm(config.norm_groups, widths[0])
         self.head = nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
 
     def forward(
         self,
@@ -170,11 +200,10 @@ class FilmUNet(Network):
     ) -> Float[Tensor, "b 3 h w"]:
         self.check_size(z)
         if gain is None:
-            raise ValueError(
-                "this network needs the exposure gain of each image; give gain=, from brightness.exposure_gain"
-            )
+            raise ValueError("this network needs the gain of each image; give gain=, from tone.make_tone")
         embedding = self.embedding(sqrt_alpha_bar, gain)
-        inputs = torch.cat([z, low_forms(low, gain)], dim=1)
+        curved = curved_image(low, gain, self.config.saturation)
+        inputs = torch.cat([z, low, logarithm(low), curved], dim=1)
         features = self.stem(functional.pixel_unshuffle(inputs, self.config.patch_size))
         skips = []
         for level, blocks in enumerate(self.encoder):
@@ -184,8 +213,8 @@ class FilmUNet(Network):
             upsampled = functional.pixel_shuffle(self.up[level](features), 2)
             features = self.decoder[level](torch.cat([upsampled, skips[level]], dim=1), embedding)
         output = self.head(functional.silu(self.norm(features)))
-        result: Tensor = functional.pixel_shuffle(output, self.config.patch_size)
-        return result
+        correction: Tensor = functional.pixel_shuffle(output, self.config.patch_size)
+        return blurred(curved, self.config.blur) + correction
 
     def global_layers(self) -> dict[str, nn.Module]:
         """Every GroupNorm."""

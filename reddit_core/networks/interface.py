@@ -66,7 +66,7 @@ class Network(nn.Module, ABC):
             z: noisy image.
             sqrt_alpha_bar: noise level in [0, 1] of each image; 1 is clean.
             low: low-light image in [-1, 1].
-            gain: exposure gain of each image (`brightness.exposure_gain`); ignored unless `config.takes_gain`.
+            gain: factor on the tone curve of each whole image (`tone.make_tone`); ignored unless `config.takes_gain`.
 
         Raises:
             ValueError: if height or width is no multiple of `config.size_multiple`, or a gain is needed and not given.

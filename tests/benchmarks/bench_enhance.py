@@ -1,16 +1,17 @@
-"""Megapixels per second of enhancement at 1, 2, 4 and 8 steps, against one bare U-Net forward.
+"""Time and memory of enhancement at 1, 2, 4 and 8 steps, of several networks side by side.
 
-    python tests/benchmarks/bench_enhance.py --weights URL [--device auto|cpu|cuda] [--side 512] [--repeats 5]
+    python tests/benchmarks/bench_enhance.py [--weights URL ...] [--device auto|cpu|cuda] [--side 512] [--repeats 5]
         [--tile 256] [--precision bf16]
 
-`overhead` is the time of an N-step enhancement of a photograph that fits one tile, over N bare forwards on the
-same pixels, minus 1 (at most 5 % is wanted). `tiled` is the same photograph in tiles, over the untiled one; the
-passes that find the shared statistics are in it. Runs alternate, and medians are shown, so that a machine
-that slows down does so for all.
+`before` is the network of the first LOL students (16-32-64-64-64, `v`, no patches), untrained; it is always among
+them. `overhead` is the time of an N-step enhancement of a photograph that fits one tile, over N bare forwards on the
+same pixels, minus 1. `tiled` is the same photograph in tiles, over the untiled one; the passes that find the shared
+statistics are in it. Memory is the peak of the process during a call, above what it held before. Runs alternate, and
+medians are shown, so that a machine that slows down does so for all.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,21 +20,27 @@ import tyro
 from measuring import DeviceName, pick_device
 from rich.console import Console
 
-from pipelines.reporting import Report, show
-from pipelines.weights import load_student
-from reddit_core.pixels import signed_from_pixels
+from pipelines.config.use import DEFAULT_STUDENT
+from pipelines.evaluation.judge import MemoryGauge
+from pipelines.reporting import Report, Row, show
+from pipelines.weights import load_network
+from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.pixels import Pixels, signed_from_pixels
 from reddit_core.precision import Precision, autocast
 from reddit_core.sampler import seeded_noise
+from reddit_core.student import Student
+from reddit_core.weights import NetworkFile
 
 STEPS = (1, 2, 4, 8)
+BEFORE = UNetConfig(base_channels=16, channel_mults=(1, 2, 4, 4, 4), num_res_blocks=1, norm_groups=8)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is measured."""
 
-    weights: str
-    """URL of the weights."""
+    weights: tuple[str, ...] = (str(DEFAULT_STUDENT),)
+    """URLs of weights."""
     side: int = 512
     """Side of the photograph in pixels."""
     repeats: int = 5
@@ -55,45 +62,72 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-@torch.no_grad()
-def bench(settings: Settings) -> Report:
-    """Every figure within one run, on the same machine, network and photograph."""
-    device = pick_device(settings.device, settings.threads)
-    student = load_student(settings.weights, device, settings.precision)
-    side, whole = settings.side, settings.side
-    pixels = np.random.default_rng(0).integers(0, 64, (side, side, 3), dtype=np.uint8)
-    low, noise = signed_from_pixels(pixels, device), seeded_noise((1, 3, side, side), 0).to(device)
-    level = torch.full((1,), 0.5, device=device)
-    calls: dict[str, Callable[[], object]] = {"forward": lambda: student.network(noise, level, low=low)}
+def students(settings: Settings, device: torch.device) -> Iterator[tuple[str, Student]]:
+    torch.manual_seed(0)
+    files = {"before": NetworkFile(network=UNet(BEFORE)), **{url: load_network(url) for url in settings.weights}}
+    for name, file in files.items():
+        yield name, Student(file, device=device, precision=settings.precision)
+
+
+def calls_of(student: Student, pixels: Pixels, tile: int) -> dict[str, Callable[[], object]]:
+    """A bare forward, and enhancements whole and in tiles."""
+    side = len(pixels)
+    low, noise = signed_from_pixels(pixels, student.device), seeded_noise((1, 3, side, side), 0).to(student.device)
+    level, gain = torch.full((1,), 0.5, device=student.device), torch.ones(1, device=student.device)
 
     def enhancement(steps: int, tile: int, overlap: int) -> Callable[[], object]:
         return lambda: student.enhance(pixels, steps=steps, tile=tile, overlap=overlap)
 
+    calls: dict[str, Callable[[], object]] = {"forward": lambda: student.network(noise, level, low=low, gain=gain)}
     for steps in STEPS:
-        calls[f"whole {steps}"] = enhancement(steps, whole, 0)
-        if settings.tile:
-            calls[f"tiled {steps}"] = enhancement(steps, settings.tile, settings.tile // 4)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+        calls[f"whole {steps}"] = enhancement(steps, side, 0)
+        if tile:
+            calls[f"tiled {steps}"] = enhancement(steps, tile, min(64, tile // 4))
+    return calls
+
+
+@torch.no_grad()
+def bench(settings: Settings) -> Report:
+    """Every figure within one run, on the same machine and photograph."""
+    device = pick_device(settings.device, settings.threads)
+    pixels = np.random.default_rng(0).integers(0, 64, (settings.side, settings.side, 3), dtype=np.uint8)
+    calls = {name: calls_of(student, pixels, settings.tile) for name, student in students(settings, device)}
+    times: dict[tuple[str, str], list[float]] = {(name, what): [] for name in calls for what in calls[name]}
     with autocast(device, settings.precision):
         for _ in range(settings.repeats + 1):
-            for name, call in calls.items():
-                times[name].append(seconds_of(call, device))
-    median = {name: float(np.median(values[1:])) for name, values in times.items()}  # the first is a warm-up
-    megapixels = side * side / 1e6
+            for (name, what), seconds in times.items():
+                seconds.append(seconds_of(calls[name][what], device))
+        memory = {name: peak_mb(calls[name]["whole 2"], device) for name in calls}
+    median = {key: float(np.median(values[1:])) for key, values in times.items()}  # the first is a warm-up
     rows = [
-        {
-            "steps": steps,
-            "megapixels_per_second": megapixels / median[f"whole {steps}"],
-            "seconds_per_megapixel": median[f"whole {steps}"] / megapixels,
-            "forwards": steps * median["forward"] / megapixels,
-            "overhead": median[f"whole {steps}"] / (steps * median["forward"]) - 1,
-            "tiled": median[f"tiled {steps}"] / median[f"whole {steps}"] if settings.tile else None,
-        }
+        figures(name, steps, median, memory[name], settings.side**2 / 1e6, tiled=bool(settings.tile))
+        for name in calls
         for steps in STEPS
     ]
-    facts: dict[str, object] = {"side": side, "tile": settings.tile, "threads": settings.threads}
+    facts: dict[str, object] = {"side": settings.side, "tile": settings.tile, "threads": settings.threads}
     facts |= {"device": str(device), "precision": settings.precision}
     return Report(title="Enhancement against bare forwards", rows=rows, facts=facts)
+
+
+def peak_mb(call: Callable[[], object], device: torch.device) -> float | None:
+    gauge = MemoryGauge(device)
+    call()
+    return gauge.peak_mb()
+
+
+def figures(
+    name: str, steps: int, median: dict[tuple[str, str], float], memory: float | None, megapixels: float, *, tiled: bool
+) -> Row:
+    whole, forward = median[name, f"whole {steps}"], median[name, "forward"]
+    return {
+        "network": name.rpartition("/")[2],
+        "steps": steps,
+        "seconds_per_megapixel": whole / megapixels,
+        "MB_per_megapixel at 2 steps": None if memory is None else memory / megapixels,
+        "times as fast as before": median["before", f"whole {steps}"] / whole,
+        "overhead": whole / (steps * forward) - 1,
+        "tiled": median[name, f"tiled {steps}"] / whole if tiled else None,
+    }
 
 
 if __name__ == "__main__":

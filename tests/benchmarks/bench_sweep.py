@@ -46,7 +46,7 @@ STAGE = 4
 class Settings:
     """What is measured."""
 
-    teacher: str = "weights/demo-teacher.safetensors"
+    teacher: str = "weights/lol-teacher.safetensors"
     """URL of the teacher."""
     trials: int = 8
     """Trials of either sweep."""

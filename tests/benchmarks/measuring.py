@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from pipelines.config.presets import PAPER_UNET, SMALL_UNET
+from pipelines.config.presets import PAPER_UNET
 from pipelines.reporting import Report, Row, show
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 
@@ -38,6 +38,9 @@ class Cost:
     cpu_seconds: float
 
 
+SMALL_UNET = UNetConfig(base_channels=32, channel_mults=(1, 2, 2, 2), num_res_blocks=1, norm_groups=8)
+
+
 def pick_device(name: DeviceName, threads: int) -> torch.device:
     """The device that was asked for, `auto` being a GPU where there is one; `threads` are for the CPU."""
     torch.set_num_threads(threads)
@@ -47,9 +50,9 @@ def pick_device(name: DeviceName, threads: int) -> torch.device:
 def size_for(device: torch.device, crop: int = 0, batch: int = 0) -> Size:
     """The released network on 96 x 96 crops for a GPU, one of 1.4 M parameters on 64 x 64 for a CPU; 0 takes these."""
     on_gpu = device.type == "cuda"
-    on_cpu = {**SMALL_UNET, "unet.base_channels": 32}
-    settings = {name.removeprefix("unet."): value for name, value in (PAPER_UNET if on_gpu else on_cpu).items()}
-    return Size(UNetConfig(**settings), crop or (96 if on_gpu else 64), batch or (64 if on_gpu else 8))
+    released = {name.removeprefix("unet."): value for name, value in PAPER_UNET.items() if name.startswith("unet.")}
+    config = UNetConfig(**released) if on_gpu else SMALL_UNET
+    return Size(config, crop or (96 if on_gpu else 64), batch or (64 if on_gpu else 8))
 
 
 def make_unet(config: UNetConfig) -> UNet:

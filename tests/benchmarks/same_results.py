@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-UNET = "--unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1 --unet.norm-groups 4"
+UNET = "--network sr3-unet --unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1 --unet.norm-groups 4"
 OPTIM = "--optim.batch-size 4 --optim.learning-rate 1e-3 --optim.warmup-steps 2 --compute.threads 1"
 QUIET = "--tracking.no-enabled"
 

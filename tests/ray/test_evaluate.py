@@ -25,9 +25,10 @@ from pipelines.evaluation.judge import MOST_PSNR, ImageRef, Judge, part_url
 from pipelines.evaluation.methods import Method
 from pipelines.evaluation.results import Results, bootstrap, find_cases
 from pipelines.images import encode_png
+from pipelines.pairs.ray_tasks import tone_columns
 from pipelines.shards import PAIR_SCHEMA, Manifest
 from pipelines.weights import save_network
-from reddit_core.brightness import mean_luma_of_pixels
+from reddit_core.brightness import luma_moments_of_pixels
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.weights import NetworkFile
 
@@ -45,8 +46,7 @@ def pairs(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> str:
         crop = normal[:48, :64]
         low = crop if len(rows) == NUM_PAIRS - 1 else crop // 5
         images = {"low": encode_png(low), "normal": encode_png(crop), "width": 64, "height": 48}
-        luma = {"low_luma": mean_luma_of_pixels(low), "normal_luma": mean_luma_of_pixels(crop)}
-        rows.append({"pair_id": name, **images, **luma})
+        rows.append({"pair_id": name, **images, **tone_columns(low, *luma_moments_of_pixels(crop))})
     tables = [
         pa.Table.from_pylist([{**row, "sha256": "0"} for row in part], PAIR_SCHEMA) for part in (rows[:2], rows[2:])
     ]

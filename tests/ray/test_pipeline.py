@@ -29,9 +29,10 @@ from tests.ray.processes import JobProcess, started, wait_until
 from tests.ray.tiny import NUM_TRAIN, ONE_THREAD, SEGMENT, UNET, Tiny
 
 # Of the tiny teacher.
-TEACHER_FLAGS = """--unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1 --unet.norm-groups 4
-    --crop 16 --crops-per-image 2 --optim.steps 12 --optim.batch-size 4 --optim.warmup-steps 2 --optim.ema-decay 0.9
-    --compute.threads 1 --checkpoint.every 4 --checkpoint.validate-every 0 --tracking.no-enabled"""
+TEACHER_FLAGS = """--network sr3-unet --unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1
+    --unet.norm-groups 4 --crop 16 --crops-per-image 2 --optim.steps 12 --optim.batch-size 4 --optim.warmup-steps 2
+    --optim.ema-decay 0.9 --compute.threads 1 --checkpoint.every 4 --checkpoint.validate-every 0
+    --tracking.no-enabled"""
 TWO_WORKERS = TrainingComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
 
 

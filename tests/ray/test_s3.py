@@ -158,6 +158,7 @@ def test_a_teacher_is_trained_from_bucket_to_bucket(bucket, tmp_path: Path) -> N
     config = TeacherConfig(
         pairs=INGEST.output,
         output=f"{URL}/trained",
+        network="sr3-unet",
         unet=UNET,
         crop=16,
         optim=OPTIM,

@@ -13,8 +13,10 @@ from ray._private.runtime_env.packaging import create_package
 from tests.ray.head import Head
 from tests.ray.processes import ROOT, wait_until
 
-MOST_UPLOADED = 2_000_000
-NETWORK = "--unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1 --unet.norm-groups 4"
+MOST_UPLOADED = 6_000_000
+NETWORK = (
+    "--network sr3-unet --unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1 --unet.norm-groups 4"
+)
 TRAINING = "--optim.batch-size 4 --optim.warmup-steps 2 --compute.threads 1 --tracking.no-enabled"
 SEGMENT = "--segment.crop 16 --segment.crops 2"
 
@@ -26,7 +28,8 @@ def test_only_the_code_is_uploaded(tmp_path: Path) -> None:
     names = zipfile.ZipFile(package).namelist()
     assert package.stat().st_size < MOST_UPLOADED
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    assert {"jobs", "pipelines", "reddit_core"} <= folders <= {"jobs", "pipelines", "reddit_core", "infra"}
+    assert {"jobs", "pipelines", "reddit_core"} <= folders <= {"jobs", "pipelines", "reddit_core", "infra", "weights"}
+    assert {name for name in names if name.startswith("weights/")} <= {"weights/", "weights/lol-student-2.safetensors"}
     assert {name for name in names if name.startswith(".")} <= {".gitignore", ".rayignore"}
     assert not [name for name in names if "__pycache__" in name]
 

@@ -70,6 +70,7 @@ class Tiny:
         config = TeacherConfig(
             pairs=self.pairs,
             output=str(output),
+            network="sr3-unet",
             unet=UNET,
             crop=16,
             crops_per_image=2,

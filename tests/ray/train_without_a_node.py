@@ -40,6 +40,7 @@ def main() -> None:
     config = TeacherConfig(
         pairs=pairs,
         output=output,
+        network="sr3-unet",
         unet=UNET,
         crop=16,
         crops_per_image=2,

@@ -61,19 +61,19 @@ def teacher_config(tmp_path: Path, toml: str = "", *flags: str, preset: str = ""
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     preset = presets.PRESETS["train_teacher"]["demo"]
-    toml = "crop = 32\n[optim]\nsteps = 5\nbatch-size = 3\n[unet]\nchannel_mults = [1, 1]"
+    toml = "crop = 32\n[optim]\nsteps = 5\nbatch-size = 3\n[film]\nchannels = [8, 8]"
     result = teacher_config(tmp_path, toml, "--optim.steps", "7", preset="demo")
     assert result.optim.steps == 7  # all three set it
-    assert result.crop == 32 and result.unet.channel_mults == (1, 1)  # the file and the preset set these
+    assert result.crop == 32 and result.film.channels == (8, 8)  # the file and the preset set these
     assert result.optim.batch_size == 3  # the file alone
     assert result.optim.learning_rate == preset["optim.learning_rate"]  # the preset alone
     assert result.optim.grad_clip == 1.0  # nobody
 
 
 def test_lists_replace_each_other(tmp_path: Path) -> None:
-    toml = "[unet]\nchannel_mults = [1, 1]"
-    result = teacher_config(tmp_path, toml, "--unet.channel-mults", "1", "2", "1", preset="demo")
-    assert result.unet.channel_mults == (1, 2, 1)
+    toml = "[film]\nchannels = [8, 8]"
+    result = teacher_config(tmp_path, toml, "--film.channels", "8", "16", "8", preset="demo")
+    assert result.film.channels == (8, 16, 8)
 
 
 def test_switches_go_both_ways(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_help_shows_every_flag_and_ends_well(config_class: type, capsys: pytest.
         (["--crop", "33"], "crop is 33, but must be a positive multiple of the network's 16"),
         (["--optim.rate-shape", "round"], "Expected one of ('constant', 'cosine', 'linear')"),
         (["--unet.base-channels", "30"], "base_channels is 30, but must be even and a multiple of norm_groups (32)"),
-        (["--preset", "nosuch"], "preset 'nosuch' is unknown to train_teacher; it has: demo, lol-cpu, paper"),
+        (["--preset", "nosuch"], "preset 'nosuch' is unknown to train_teacher; it has: demo, lol-cpu, lol, paper"),
         (["--config", "nosuch.toml"], "nosuch.toml"),
     ],
 )

@@ -139,7 +139,7 @@ def test_stages_fall(stages: tuple[int, ...]) -> None:
 def test_what_works_is_accepted() -> None:
     assert ingest(source="", layout="folders", low="l", normal="n").layout == "folders"
     assert ingest(source="s", layout="folders", normal="n", pattern="(.)").low == ""
-    assert teacher(unet=UNetConfig(channel_mults=(1, 2)), crop=18).crop == 18
+    assert teacher(network="sr3-unet", unet=UNetConfig(channel_mults=(1, 2)), crop=18).crop == 18
     assert distill(trajectories="online", cache="", pairs="p", progressive=True, stages=(4, 2)).stages == (4, 2)
     assert distill(loss=LossWeights(perceptual=0.6), lpips="vgg.pth").loss.perceptual == 0.6
     assert OptimConfig(grad_clip=float("inf")).grad_clip == float("inf")

@@ -35,7 +35,7 @@ def test_what_is_exported_gives_the_samplers_results(prediction: Prediction, ste
     file = file_of(prediction)
     inputs = exporting.example(file, exporting.EXAMPLE_SIZE)
     with torch.no_grad():
-        found = exporting.UnrolledSampler(file.network, file.schedule, steps)(**inputs)
+        found = exporting.UnrolledSampler(file, steps)(**inputs)
         expected = ddim_sample(file.network, inputs["noise"], file.schedule, steps, low=inputs["low"])
     torch.testing.assert_close(found, expected)
 
@@ -89,11 +89,11 @@ def test_brightness_is_an_input_with_a_default(tmp_path: Path, monkeypatch: pyte
         list(exporting.check_parity(file, 1, onnx_bytes, pt2_bytes))
     session = onnx_session(onnx_bytes)
     program = torch.export.load(io.BytesIO(pt2_bytes)).module()
-    low, noise = torch.rand(1, 3, 20, 34) * 0.2 - 1, torch.randn(1, 3, 20, 34)
+    low, noise = torch.rand(1, 3, 24, 40) * 0.2 - 1, torch.randn(1, 3, 24, 40)
     for brightness in (0.45, 0.3):
         asked = torch.tensor([brightness])
         with torch.no_grad():
-            expected = exporting.expected_result(file, 1, noise, low, brightness)
+            expected = exporting.expected_result(file, 1, noise, low, brightness=brightness)
             torch.testing.assert_close(program(noise, low=low, brightness=asked), expected, atol=1e-4, rtol=0)
         assert mean_luma((expected + 1) / 2).item() == pytest.approx(brightness, abs=0.01)
         given = run_onnx(session, noise.numpy(), low=low.numpy(), brightness=asked.numpy())

@@ -168,5 +168,5 @@ def test_a_teacher_of_it_is_distilled_into_a_student_of_it(file: NetworkFile, tm
 
 def test_its_exported_sampler_is_the_sampler(file: NetworkFile) -> None:
     low, noise = torch.rand(1, 3, 8, 8) * 2 - 1, torch.randn(1, 3, 8, 8)
-    unrolled = UnrolledSampler(file.network, file.schedule, 2)(noise, low=low)
+    unrolled = UnrolledSampler(file, 2)(noise, low=low)
     torch.testing.assert_close(unrolled, ddim_sample(file.network, noise, file.schedule, 2, low=low))

@@ -19,7 +19,7 @@ from pipelines.evaluation.methods import Method, methods_of
 from pipelines.evaluation.report_page import Case, label, render
 from pipelines.evaluation.results import Results, find_cases, interval, intervals
 from pipelines.images import encode_png
-from pipelines.shards import PAIR_SCHEMA, Manifest, ShardEntry
+from pipelines.shards import PAIR_SCHEMA, TONE_COLUMNS, Manifest, ShardEntry
 from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.weights import NetworkFile
@@ -35,7 +35,7 @@ def write_pairs(url: str, num_shards: int) -> None:
     def write(number: int) -> ShardEntry:
         image = encode_png(np.full((32, 32, 3), number, np.uint8))
         head = {"pair_id": f"p{number}", "low": image, "normal": image, "width": 32, "height": 32}
-        row = {**head, "low_luma": number / 255, "normal_luma": number / 255, "sha256": "0"}
+        row = {**head, **dict.fromkeys(TONE_COLUMNS, number / 255), "sha256": "0"}
         return shards.write_shard(url, f"v-{number}", pa.Table.from_pylist([row], PAIR_SCHEMA), split="validation")
 
     entries = tuple(write(number) for number in range(num_shards))

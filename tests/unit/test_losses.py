@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from reddit_core.diffusion import Estimate, add_noise, per_image, v_from
-from reddit_core.losses import LossWeights, distillation_terms, mse_per_sample, regression, teacher_loss, total
+from reddit_core.losses import (
+    LossWeights,
+    dissimilarity,
+    distillation_terms,
+    mse_per_sample,
+    regression,
+    teacher_loss,
+    total,
+)
 from reddit_core.trajectory import Targets
 
 
@@ -113,3 +121,13 @@ def test_weights_that_teach_nothing_are_refused() -> None:
 def test_a_perceptual_weight_without_a_backbone_is_refused() -> None:
     with pytest.raises(ValueError, match=r"perceptual is 0.6, but no LPIPS backbone was given; give one with --lpips"):
         distillation_terms(ESTIMATE, TARGETS, X_0, EPS, LossWeights(perceptual=0.6))
+
+
+def test_dissimilarity_is_one_minus_ssim() -> None:
+    image = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(dissimilarity(image, image), torch.zeros(2))
+    assert (dissimilarity(image, -image) > 0.5).all()
+    assert dissimilarity(image.double(), image).dtype == torch.float32
+    estimate, eps = Estimate(x_0=image, eps=image), image
+    terms = distillation_terms(estimate, Targets(x=image, eps=eps), image, eps, LossWeights(ssim=0.5))
+    assert set(terms) == {"distill", "pixel", "ssim"}

@@ -23,8 +23,10 @@ def pair_table(rows: int = 3) -> pa.Table:
         "normal": [bytes([row + 100]) * 20 for row in range(rows)],
         "width": [64] * rows,
         "height": [48] * rows,
-        "low_luma": [0.05] * rows,
+        "low_curve": [0.15] * rows,
+        "curve_deviation": [0.2] * rows,
         "normal_luma": [0.45] * rows,
+        "normal_contrast": [0.2] * rows,
         "sha256": [f"{row:064x}" for row in range(rows)],
     }
     return pa.table(columns, schema=shards.PAIR_SCHEMA)

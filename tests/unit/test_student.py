@@ -96,6 +96,6 @@ def test_the_registered_model_gives_what_the_enhance_job_gives_and_tiles_like_it
     for tile, overlap in ((1024, 64), (32, 8)):
         expected = student.enhance(pixels, seed=3, steps=1, tile=tile, overlap=overlap)
         model.student.tiled_network.network.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
-        params = {"steps": 1, "seed": 3, "tile": tile, "overlap": overlap, "brightness": 0.0}
+        params = {"steps": 1, "seed": 3, "tile": tile, "overlap": overlap, "brightness": 0.0, "contrast": 0.0}
         np.testing.assert_array_equal(model.predict(pixels[None], params), expected[None])
         assert bool(sizes) == (tile == 32), "a photograph is tiled if it is larger than a tile, and only then"

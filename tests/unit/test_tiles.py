@@ -24,7 +24,7 @@ from reddit_core.tiles import blend_weights, plan_spans, plan_tiles, sample_boxe
 from reddit_core.weights import NetworkFile, decode_network
 
 SCHEDULE = NoiseSchedule()
-TRAINED = Path(__file__).parents[2] / "weights" / "demo-teacher.safetensors"
+TRAINED = Path(__file__).parents[2] / "weights" / "lol-student-2.safetensors"
 
 
 @pytest.fixture(params=["v", "eps"])
@@ -123,7 +123,8 @@ def test_tiles_of_a_trained_network_leave_no_seams(photographs: dict[str, NDArra
     at_seams = np.zeros(len(jumps), bool)
     for earlier, later in pairwise(plan_spans(pixels.shape[1], 96, 24, file.network.config.size_multiple)):
         at_seams[later.start : earlier.stop] = True
-    assert jumps[at_seams].max() < 5 * jumps[~at_seams].mean()
+    # A tenth of an 8-bit step cannot be seen.
+    assert jumps[at_seams].max() < max(5 * jumps[~at_seams].mean(), 0.1)
 
 
 def test_without_shared_statistics_tiles_would_differ(

@@ -32,7 +32,7 @@ def register_student(
     """Logs a student as a pyfunc model of the run and registers it; the same weights of a run only once.
 
     `mlflow.pyfunc.load_model(uri).predict(images)` enhances uint8 [N, H, W, 3]; its params are steps,
-    seed, tile, overlap and brightness, as those of the enhance job.
+    seed, tile, overlap, brightness and contrast, as those of the enhance job.
 
     Args:
         handle: the student's run.
@@ -106,7 +106,7 @@ def _save_pyfunc(
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
     defaults = {"steps": card.steps, "seed": seed, "tile": TILE, "overlap": OVERLAP}
     whole = [ParamSpec(name, "integer", defaults[name]) for name in student_model.PARAMS]
-    params = ParamSchema([*whole, ParamSpec(student_model.BRIGHTNESS, "double", 0.0)])
+    params = ParamSchema([*whole, *(ParamSpec(name, "double", 0.0) for name in student_model.TONE)])
     mlflow.pyfunc.save_model(
         model_folder,
         loader_module=student_model.MODULE,

@@ -16,7 +16,7 @@ from reddit_core.weights import NetworkFile, decode_network
 
 MODULE = "student_model"
 # Whole numbers, and one that is not.
-PARAMS, BRIGHTNESS = ("steps", "seed", "tile", "overlap"), "brightness"
+PARAMS, TONE = ("steps", "seed", "tile", "overlap"), ("brightness", "contrast")
 
 
 class StudentModel:
@@ -29,13 +29,12 @@ class StudentModel:
         """Enhanced images, uint8 [N, H, W, 3] like the input; one at a time, so memory does not grow with N.
 
         `params` holds `steps` (sampling steps), `seed` (of the sampler's noise), `tile` and `overlap` (in pixels), and
-        `brightness` (mean luma of every result in (0, 1); 0 takes the weights' own).
+        `brightness` and `contrast` (mean luma of every result in (0, 1), and its standard deviation; 0 takes the
+        weights' own).
         """
         settings: dict[str, Any] = {name: int(params[name]) for name in PARAMS}
-        brightness = float(params[BRIGHTNESS]) or None
-        return np.stack(
-            [self.student.enhance(np.asarray(image), brightness=brightness, **settings) for image in images]
-        )
+        settings |= {name: float(params[name]) or None for name in TONE}
+        return np.stack([self.student.enhance(np.asarray(image), **settings) for image in images])
 
 
 def _load_pyfunc(data_path: str) -> StudentModel:
