@@ -5,7 +5,7 @@
 Every student starts from its teacher, is taught by it, and takes the settings of `distill --preset lol-cpu`; any flag
 of `distill` beside those below changes them. What is there already is not made again. The figures are those of the
 validation split's centre crops, as the runs themselves measure them at the end of each stage. The students lie where
-`lol_cpu.sh` leaves them, and `jobs/experiments.py --output OUTPUT/NAME` looks for them.
+`jobs/experiments.py --output OUTPUT/NAME` looks for them.
 """
 
 from collections.abc import Sequence
