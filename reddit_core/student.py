@@ -178,7 +178,7 @@ class Student:
                 [pixels], seed=seed, steps=steps, mode=mode, brightness=brightness, contrast=contrast
             )[0]
         steps = sampling_steps(self.file, steps or self.default_steps)
-        tone = result_tone(self.file, thumbnail_of_pixels(pixels), brightness, contrast)
+        tone = result_tone(self.file, thumbnail_of_pixels(pixels).to(self.device), brightness, contrast)
         with autocast(self.device, self.precision):
             tiled = TiledSampler(self.tiled_network, pixels, self.schedule, mode, tile, overlap, tone)
             return tiled.run(steps, seed)

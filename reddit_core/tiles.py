@@ -136,7 +136,8 @@ class TiledSampler:
         mode: the sampler.
         tile: side of the tiles in pixels.
         overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
-        tone: gain of the whole photograph, and what the result shall have; None leaves both to the network.
+        tone: gain of the whole photograph, and what the result shall have, on the network's device; None leaves both to
+            the network.
     """
 
     shared: SharedNetwork
@@ -160,7 +161,7 @@ class TiledSampler:
         return torch.cat([signed_from_pixels(self.padded[box], self.device) for box in boxes])
 
     def gains(self, low: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"] | None:
-        return None if self.tone is None else self.tone.gain.to(self.device).expand(len(low))
+        return None if self.tone is None else self.tone.gain.expand(len(low))
 
     def run(self, num_steps: int, seed: int) -> Pixels:
         """All steps; returns pixels of the size and type of the input.
