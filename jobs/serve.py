@@ -1,34 +1,27 @@
 """Serve a student over HTTP: a page for people, and an API for programs."""
 
-import importlib.util
 from typing import Any
 
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse
 from pipelines.config.serving import ServeConfig
+from pipelines.extras import require_packages
 from pipelines.reporting import Report
 
 NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "watchfiles")
 
 
 def plan(config: ServeConfig) -> Report:
-    check_extra()
+    require_packages("serve", NEEDED)
     from pipelines.serving.service import plan_service  # noqa: PLC0415 - of an extra
 
     return plan_service(config)
 
 
 def run(config: ServeConfig) -> Report:
-    check_extra()
+    require_packages("serve", NEEDED)
     from pipelines.serving.service import run_service  # noqa: PLC0415 - of an extra
 
     return run_service(config)
-
-
-def check_extra() -> None:
-    """Raises ValueError if a package that only this job needs is missing."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"serve needs {', '.join(missing)}; install them with pip install 'reddit-on-ray[serve]'")
 
 
 JOB = Job("serve", ServeConfig, plan, run, in_memory=True)

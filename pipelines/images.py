@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines import raw
 from pipelines.formats import FORMAT_OF, OPTIONAL, is_heif, is_raw, lacks, readable
+from reddit_core.pixels import Pixels
 
 # A phone's JPEG whose first frame is the photograph, followed by auxiliary pictures.
 PHONE_JPEG = "MPO"
@@ -109,10 +111,22 @@ def as_stored(data: bytes) -> bytes:
     return encode_png(raw.develop_8_bit(data)) if is_raw(data) else data
 
 
+def to_8_bit(values: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
+    """Unsigned integers of 8 or 16 bits, of which the high byte is kept."""
+    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+
+
+def reduced(pixels: Pixels, side: int) -> NDArray[np.uint8]:
+    """[H, W, 3] of 8 or 16 bits as 8-bit pixels of the same shape, with at most `side` pixels a side."""
+    image = Image.fromarray(to_8_bit(pixels))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """A loaded image as [H, W, 3] uint8 RGB."""
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        grey = to_8_bit(np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 

@@ -29,14 +29,6 @@ def gray(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
 
 
-def mean_luma_of_pixels(pixels: NDArray[np.unsignedinteger[Any]]) -> float:
-    """Mean luma of [H, W, 3] unsigned integers of full range; exact but for one rounding, so the same everywhere."""
-    totals = pixels.sum(axis=0, dtype=np.uint64).sum(axis=0)
-    num_pixels = pixels.shape[0] * pixels.shape[1]
-    luma: float = float(totals @ np.array(GRAY_WEIGHTS)) / (num_pixels * np.iinfo(pixels.dtype).max)
-    return luma
-
-
 def luma_moments_of_pixels(pixels: NDArray[np.unsignedinteger[Any]]) -> tuple[float, float]:
     """Mean and standard deviation of the luma of [H, W, 3] unsigned integers of full range, both in [0, 1]."""
     totals = np.zeros(2)
@@ -50,11 +42,6 @@ def luma_moments_of_pixels(pixels: NDArray[np.unsignedinteger[Any]]) -> tuple[fl
 def total_luma(image_unit: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, " b"]:
     """Sum of the luma of all pixels, per image."""
     return gray(image_unit).sum(dim=(1, 2, 3), dtype=torch.float64)
-
-
-def mean_luma(image_unit: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, " b"]:
-    """Mean luma per image."""
-    return total_luma(image_unit) / (image_unit.shape[-2] * image_unit.shape[-1])
 
 
 def brightness_scale(image_unit: Float[Tensor, "b 3 h w"], brightness: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:

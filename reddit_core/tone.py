@@ -65,14 +65,14 @@ def thumbnail_of_pixels(pixels: NDArray[np.unsignedinteger[Any]]) -> Float64[Ten
     return torch.from_numpy(np.concatenate(blocks) / np.iinfo(pixels.dtype).max)[None]
 
 
-def curved_luma(luma: Float64[Tensor, "b n"]) -> Float64[Tensor, "b n"]:
-    """`luma^CURVE`; luma below `LEAST_LUMA` counts as that, so that a black image has a gain."""
-    return luma.clamp(min=LEAST_LUMA) ** CURVE
+def tone_curve(unit: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
+    """`unit^CURVE` of values in [0, 1]; those below `LEAST_LUMA` count as that, so that a black image has a gain."""
+    return unit.clamp(min=LEAST_LUMA) ** CURVE
 
 
 def curve_mean(luma: Float64[Tensor, "b n"]) -> Float64[Tensor, " b"]:
     """Mean of the tone curve of whole images, from their thumbnails."""
-    return curved_luma(luma).mean(dim=1)
+    return tone_curve(luma).mean(dim=1)
 
 
 def tone_gain(brightness: float | Float[Tensor, " b"], curve: float | Float64[Tensor, " b"]) -> Any:
@@ -81,10 +81,17 @@ def tone_gain(brightness: float | Float[Tensor, " b"], curve: float | Float64[Te
 
 
 def tone_features(luma: Float64[Tensor, "b n"], brightness: Float64[Tensor, " b"]) -> Float64[Tensor, "b 4"]:
-    """What contrast is predicted from: 1, brightness, deviation of the tone curve after gain and clipping, log gain."""
-    curve = curved_luma(luma)
+    """What contrast is predicted from, of whole images at a brightness (`contrast_features`)."""
+    curve = tone_curve(luma)
     gain = tone_gain(brightness, curve.mean(dim=1))
     deviation = (curve * gain[:, None]).clamp(max=1).std(dim=1, correction=0)
+    return contrast_features(brightness, deviation, gain)
+
+
+def contrast_features(
+    brightness: Float64[Tensor, " b"], deviation: Float64[Tensor, " b"], gain: Float64[Tensor, " b"]
+) -> Float64[Tensor, "b 4"]:
+    """1, brightness, deviation of the tone curve after gain and clipping, log gain."""
     return torch.stack([torch.ones_like(gain), brightness, deviation, gain.log()], dim=1)
 
 

@@ -19,8 +19,10 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from pipelines.weights import save_network  # noqa: E402
 from reddit_core.degrade import DegradeConfig, degrade  # noqa: E402
 from reddit_core.networks.sr3_unet import UNet, UNetConfig  # noqa: E402
+from reddit_core.weights import NetworkFile  # noqa: E402
 
 TESTS = Path(__file__).parent
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -106,6 +108,14 @@ def tiny_unet() -> UNet:
     """A seeded network of 39 thousand parameters that predicts `v`."""
     torch.manual_seed(0)
     return UNet(UNetConfig(base_channels=8, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4)).eval()
+
+
+@pytest.fixture
+def weights(tmp_path: Path, tiny_unet: UNet) -> str:
+    """The file of an untrained student of two steps."""
+    url = str(tmp_path / "student.safetensors")
+    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from pipelines.enhancement.metadata import fit_metadata
 from pipelines.enhancement.photo_files import in_format, read_photograph, write_photograph
 from pipelines.enhancement.photograph import Photograph
 from pipelines.enhancement.work import Work, urls_of_results
+from pipelines.images import reduced
 from pipelines.threads import torch_threads
 from pipelines.weights import load_student
 from reddit_core.pixels import Pixels
@@ -111,11 +112,7 @@ def outcome(
 
 def side_by_side(before: Pixels, after: Pixels) -> bytes:
     """A JPEG of both next to each other, 8-bit, each with at most `COMPARISON_SIDE` pixels a side."""
-    halves = []
-    for pixels in (before, after):
-        image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
-        image.thumbnail((COMPARISON_SIDE, COMPARISON_SIDE), Image.Resampling.LANCZOS)
-        halves.append(np.asarray(image))
+    halves = [reduced(pixels, COMPARISON_SIDE) for pixels in (before, after)]
     sink = io.BytesIO()
     Image.fromarray(np.concatenate(halves, axis=1)).save(sink, format="JPEG", quality=92)
     return sink.getvalue()

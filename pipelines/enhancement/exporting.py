@@ -8,7 +8,6 @@ the image. In ONNX both are optional, with the weights' own brightness and 0 as 
 multiples of the network's (at least two of them): mirror the bottom and right edges out to one, and crop the result.
 """
 
-import importlib.util
 import io
 import posixpath
 import tempfile
@@ -26,6 +25,7 @@ from torch.export import Dim
 
 from pipelines import reporting, storage
 from pipelines.config.use import ExportConfig
+from pipelines.extras import require_packages
 from pipelines.model_card import HEADING, ModelCard
 from pipelines.reporting import Report
 from pipelines.weights import load_network
@@ -116,9 +116,7 @@ def prepare(config: ExportConfig) -> tuple[NetworkFile, int]:
     Raises:
         ValueError: if something is missing or does not fit.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"export needs {', '.join(missing)}; install them with pip install 'reddit-on-ray[export]'")
+    require_packages("export", NEEDED)
     file = load_network(config.weights)
     return file, sampling_steps(file, config.steps, config.weights)
 

@@ -19,7 +19,7 @@ from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownF
 from pipelines.enhancement.sixteen_bit import is_16_bit, read_16_bit
 from pipelines.enhancement.sixteen_bit_writing import encode_png, encode_tiff
 from pipelines.formats import is_raw
-from pipelines.images import DAMAGE, PHONE_JPEG, is_single, open_image, unknown_format
+from pipelines.images import DAMAGE, PHONE_JPEG, is_single, open_image, to_8_bit, unknown_format
 from reddit_core.brightness import GRAY_WEIGHTS
 from reddit_core.pixels import Pixels
 
@@ -154,8 +154,8 @@ def in_format(photograph: Photograph, pixels: Pixels, name: str) -> tuple[Photog
     becomes a WebP is stored exactly, unless its own file was lossy.
     """
     if name not in ("PNG", "TIFF") and pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-        alpha = None if photograph.alpha is None else (photograph.alpha >> 8).astype(np.uint8)
+        pixels = to_8_bit(pixels)
+        alpha = None if photograph.alpha is None else to_8_bit(photograph.alpha)
         photograph = replace(photograph, alpha=alpha)
     if name in ("JPEG", "BMP"):
         photograph = replace(photograph, alpha=None)

@@ -21,7 +21,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.methods import CLAHE, INPUT, TRUTH, Method, methods_of, shown_methods
-from pipelines.images import encode_png
+from pipelines.images import encode_png, reduced
 from pipelines.pairs.dataset import decode_pair
 from pipelines.shards import ShardEntry
 from pipelines.threads import torch_threads
@@ -280,9 +280,8 @@ def trim_heap() -> None:
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     """A JPEG for the report, with at most `PICTURE_SIDE` pixels a side and no chroma subsampling."""
-    picture, sink = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-    picture.save(sink, format="JPEG", quality=PICTURE_QUALITY, subsampling=0)
+    sink = io.BytesIO()
+    Image.fromarray(reduced(image, PICTURE_SIDE)).save(sink, format="JPEG", quality=PICTURE_QUALITY, subsampling=0)
     return sink.getvalue()
 
 

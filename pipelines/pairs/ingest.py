@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 
 from pipelines import reporting, shards, storage
 from pipelines.config.jobs import IngestConfig
@@ -43,7 +43,7 @@ from pipelines.pairs.steps import (
 from pipelines.reporting import Report
 from pipelines.shards import Manifest
 from reddit_core.brightness import LEAST_LUMA
-from reddit_core.tone import fit_contrast
+from reddit_core.tone import contrast_features, fit_contrast, tone_gain
 
 DUPLICATES = "duplicates.jsonl"
 # The manifest lists the pairs of every split up to this many; the index always does.
@@ -154,12 +154,12 @@ def manifest_facts(rows: Iterable[IndexRow], broken: int, left_out: int) -> dict
 
 def contrast_of(members: Sequence[IndexRow]) -> list[float]:
     """The weights that predict the contrast of these pairs' normal images (`tone.fit_contrast`)."""
-    features = [
-        (1.0, row.normal_luma, row.curve_deviation, math.log(max(row.normal_luma, LEAST_LUMA) / row.low_curve))
-        for row in sorted(members, key=lambda row: row.pair_id)
-    ]
-    contrasts = [row.normal_contrast for row in sorted(members, key=lambda row: row.pair_id)]
-    return [round(weight, DIGITS) for weight in fit_contrast(np.array(features), np.array(contrasts))]
+    ordered = sorted(members, key=lambda row: row.pair_id)
+    curve, deviation, brightness, contrast = torch.tensor(
+        [[getattr(row, name) for row in ordered] for name in shards.TONE_COLUMNS], dtype=torch.float64
+    )
+    features = contrast_features(brightness, deviation, tone_gain(brightness.clamp(min=LEAST_LUMA), curve))
+    return [round(weight, DIGITS) for weight in fit_contrast(features.numpy(), contrast.numpy())]
 
 
 def clear(output: str, manifest: Manifest) -> None:

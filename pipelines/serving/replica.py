@@ -6,16 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec
 
-import numpy as np
 import torch
-from PIL import Image
 from ray.serve import metrics
 
 from pipelines.config.serving import ServeConfig
 from pipelines.enhancement.metadata import fit_metadata
 from pipelines.enhancement.photo_files import in_format, read_photograph, write_photograph
 from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownFormatError
-from pipelines.images import encode_png
+from pipelines.images import encode_png, reduced
 from pipelines.serving.batches import Batches
 from pipelines.serving.messages import Answer, Query
 from pipelines.threads import torch_threads
@@ -80,7 +78,7 @@ class StudentReplica:
 
     async def _preview(self, data: bytes, side: int) -> Answer:
         photograph = await self.read(data)
-        return Answer(data=await asyncio.to_thread(reduced, photograph.pixels, side), media_type="image/png")
+        return Answer(data=await asyncio.to_thread(preview_png, photograph.pixels, side), media_type="image/png")
 
     async def read(self, data: bytes) -> Photograph:
         return await asyncio.to_thread(read_photograph, data, self.config.max_megapixels)
@@ -130,7 +128,5 @@ def encode(photograph: Photograph, pixels: Pixels, query: Query, seconds: float)
     return Answer(data=data, media_type=media_type, seconds=seconds, notes=notes)
 
 
-def reduced(pixels: Pixels, side: int) -> bytes:
-    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return encode_png(np.asarray(image))
+def preview_png(pixels: Pixels, side: int) -> bytes:
+    return encode_png(reduced(pixels, side))

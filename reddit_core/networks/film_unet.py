@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reddit_core.brightness import LEAST_LUMA, gray
+from reddit_core.brightness import gray
 from reddit_core.networks.interface import Network, Prediction
 from reddit_core.networks.layers import GroupNorm
 from reddit_core.pixels import signed_from_unit, unit_from_signed
-from reddit_core.tone import CURVE
+from reddit_core.tone import tone_curve
 
 LOW_FORMS = 3
 
@@ -92,8 +92,7 @@ def curved_image(
     low: Float[Tensor, "b 3 h w"], gain: Float[Tensor, " b"], saturation: float
 ) -> Float[Tensor, "b 3 h w"]:
     """The low-light image in [-1, 1] through the tone curve at a gain, less saturated; in [-1, 1]."""
-    unit = unit_from_signed(low).clamp(min=LEAST_LUMA) ** CURVE
-    exposed = (unit * gain[:, None, None, None]).clamp(max=1)
+    exposed = (tone_curve(unit_from_signed(low)) * gain[:, None, None, None]).clamp(max=1)
     return signed_from_unit(torch.lerp(gray(exposed), exposed, saturation))
 
 

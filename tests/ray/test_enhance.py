@@ -36,13 +36,6 @@ PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 @pytest.fixture
-def weights(tmp_path: Path, tiny_unet: UNet) -> str:
-    url = str(tmp_path / "student.safetensors")
-    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
-    return url
-
-
-@pytest.fixture
 def folder(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> Path:
     """Seven files: four photographs of different kinds, one below a folder, a broken one, and a note."""
     root = tmp_path / "photographs"

@@ -58,13 +58,6 @@ def pairs(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> str:
 
 
 @pytest.fixture
-def weights(tmp_path: Path, tiny_unet: UNet) -> str:
-    url = str(tmp_path / "student.safetensors")
-    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
-    return url
-
-
-@pytest.fixture
 def config(tmp_path: Path, pairs: str, weights: str) -> EvaluateConfig:
     return EvaluateConfig(
         pairs=pairs,

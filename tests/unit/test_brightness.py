@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from reddit_core.brightness import (
     MAX_SCALE,
     brightness_scale,
-    mean_luma,
-    mean_luma_of_pixels,
+    luma_moments,
+    luma_moments_of_pixels,
     scale_and_shift,
 )
+
+
+def mean_luma(images: torch.Tensor) -> torch.Tensor:
+    return luma_moments([images])[0]
 
 
 def match_brightness(images: torch.Tensor, brightness: torch.Tensor) -> torch.Tensor:
@@ -29,16 +33,16 @@ def random_pixels(shape: tuple[int, int], dtype: type, seed: int = 0) -> np.ndar
 def test_mean_luma_is_that_of_the_whole_image(dtype: type) -> None:
     pixels = random_pixels((700, 31), dtype)
     luma = pixels / np.iinfo(dtype).max @ [0.299, 0.587, 0.114]
-    assert mean_luma_of_pixels(pixels) == pytest.approx(luma.mean(), abs=1e-12)
+    assert luma_moments_of_pixels(pixels)[0] == pytest.approx(luma.mean(), abs=1e-12)
     for value in (0, np.iinfo(dtype).max):
         flat: NDArray[Any] = np.full((9, 7, 3), value, dtype=dtype)
-        assert mean_luma_of_pixels(flat) == pytest.approx(value / np.iinfo(dtype).max)
+        assert luma_moments_of_pixels(flat)[0] == pytest.approx(value / np.iinfo(dtype).max)
 
 
 def test_mean_luma_of_pixels_and_of_images_agree() -> None:
     pixels = random_pixels((40, 30), np.uint8)
     unit = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    assert mean_luma(unit).item() == pytest.approx(mean_luma_of_pixels(pixels), abs=1e-6)
+    assert mean_luma(unit).item() == pytest.approx(luma_moments_of_pixels(pixels)[0], abs=1e-6)
 
 
 @pytest.mark.parametrize("brightness", [0.2, 0.45, 0.6])

@@ -12,19 +12,10 @@ from PIL import Image
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance, needs_ray, plan_enhance
-from pipelines.weights import load_student, save_network
-from reddit_core.networks.sr3_unet import UNet
-from reddit_core.weights import NetworkFile
+from pipelines.weights import load_student
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = ComputeConfig(threads=1)
-
-
-@pytest.fixture
-def weights(tmp_path: Path, tiny_unet: UNet) -> str:
-    url = str(tmp_path / "student.safetensors")
-    save_network(url, NetworkFile(network=tiny_unet, facts={"num_steps": 2}))
-    return url
 
 
 @pytest.fixture

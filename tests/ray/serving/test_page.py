@@ -1,7 +1,6 @@
 """The page of the service in a headless Chromium: what people do with it. Its pictures stay in tmp_path."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
-from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from reddit_core.brightness import GRAY_WEIGHTS
+from tests.ray.browser import start_chromium
 from tests.ray.processes import wait_until
 from tests.ray.serving.conftest import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 PAGE_TIMEOUT_S = 120
-SWITCHES = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1000,1000")
 PHONE = (390, 844)
 Found = TypeVar("Found")
 
@@ -70,16 +68,10 @@ class Page:
 
 @pytest.fixture
 def page(service: Service, tmp_path: Path) -> Iterator[Page]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs Chromium and its driver; on Debian: apt-get install chromium chromium-driver")
     options = ChromeOptions()
-    options.binary_location = chromium
-    for switch in SWITCHES:
-        options.add_argument(f"--{switch}")
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=Driver(driver))
+    chrome = start_chromium(options, 1000, 1000)
     page = Page(chrome, service, tmp_path)
     page.open()
     yield page

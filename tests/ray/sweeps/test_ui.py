@@ -1,6 +1,5 @@
 """What people see of a sweep in MLflow's own pages, in a headless Chromium. The pages' pictures stay in tmp_path."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
@@ -20,10 +18,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from pipelines.config.jobs import TuneConfig
 from pipelines.config.parts import StudentTrackingConfig
 from pipelines.search.tune import tune
+from tests.ray.browser import start_chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]  # with the others that need the server
 PAGE_TIMEOUT_S = 120
-SWITCHES = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1300,900")
 EXPANDER = "button[data-component-id*='runnamecellrenderer']"
 CURVES = ".js-plotly-plot .scatterlayer .trace path.js-line"
 CHART_SEARCH = "input[placeholder='Search metric charts']"
@@ -67,14 +65,7 @@ class Browser:
 
 @pytest.fixture
 def browser(mlflow_server, tmp_path: Path) -> Iterator[Browser]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs Chromium and its driver; on Debian: apt-get install chromium chromium-driver")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for switch in SWITCHES:
-        options.add_argument(f"--{switch}")
-    chrome = Chrome(options=options, service=Service(driver))
+    chrome = start_chromium(ChromeOptions(), 1300, 900)
     yield Browser(chrome, mlflow_server.uri, tmp_path)
     chrome.quit()
 
