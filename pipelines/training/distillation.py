@@ -68,7 +68,6 @@ class DistillObjective:
 
     def begin(self, context: StageContext) -> Network:
         start = load_network(self.config.teacher)
-        self.start = replace(start, facts={})
         self.prediction = start.network.config.prediction
         self.teacher = self.stage_teacher(context)
         if self.lpips:
@@ -76,7 +75,9 @@ class DistillObjective:
         # The teacher's targets are made without dropout, and the student could not match them exactly with it.
         student = build(start.network.config.without_dropout())
         student.load_state_dict(start.network.state_dict())
-        return student.to(context.device)
+        # Without the teacher, whose memory would else be held as long as the stage lasts.
+        self.file = replace(start, network=student.to(context.device), facts={})
+        return student
 
     def stage_teacher(self, context: StageContext) -> Network | None:
         """The teacher if trajectories are `online`, else None; if progressive, the previous stage's student."""
@@ -127,7 +128,7 @@ class DistillObjective:
         save_network(url, replace(self.weights(network), facts=facts))
 
     def weights(self, network: Network) -> NetworkFile:
-        return replace(self.start, network=network)
+        return replace(self.file, network=network)
 
 
 def make_stream(config: DistillConfig) -> Stream:
