@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.config.serving import ServeConfig
 from pipelines.serving.admission import Admission
+from pipelines.serving.loopback import listen_on_loopback
 from pipelines.serving.messages import Answer, Format, Offer, Query, RejectedRequestError, check_query
 
 # Replicas that may die under a request before it is given up.
@@ -100,6 +101,7 @@ class Ingress:
     """Lets requests in, and hands the photographs to the replicas of the student."""
 
     def __init__(self, student: DeploymentHandle[Any], config: ServeConfig, offer: Offer, token_sha256: str) -> None:
+        listen_on_loopback()
         self.student, self.config, self.offer, self.token_sha256 = student, config, offer, token_sha256
         self.admission = Admission(config.queue)
 

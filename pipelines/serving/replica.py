@@ -15,6 +15,7 @@ from pipelines.enhancement.photo_files import in_format, read_photograph, write_
 from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownFormatError
 from pipelines.images import encode_png, reduced
 from pipelines.serving.batches import Batches
+from pipelines.serving.loopback import listen_on_loopback
 from pipelines.serving.messages import Answer, Query
 from pipelines.threads import torch_threads
 from pipelines.weights import load_student
@@ -48,6 +49,7 @@ class StudentReplica:
     """Several requests at once read and encode in threads, but only one uses the network."""
 
     def __init__(self, config: ServeConfig, device: str) -> None:
+        listen_on_loopback()
         torch.set_num_threads(torch_threads(config.compute))
         self.config = config
         self.student = load_student(config.weights, device, config.precision, steps=config.steps)

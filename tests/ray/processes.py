@@ -13,6 +13,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 # Far more than anything here takes on a machine with nothing else to do.
 PATIENCE_S = 600.0
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def started(word: str, below: int | None = None) -> list[psutil.Process]:
@@ -25,6 +26,17 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:  # it has just ended
         return ""
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses that a process and all that it started listen on."""
+    connections = [
+        connection
+        for one in (process, *process.children(recursive=True))
+        for connection in one.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    return {connection.laddr.ip for connection in connections}
 
 
 def wait_until(

@@ -12,6 +12,7 @@ import ray
 from pipelines import shards
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.ingest import ingest
+from tests.ray.processes import LOOPBACK, listening
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -53,17 +54,6 @@ def test_a_local_ray_answers_only_those_who_have_its_token(variables: dict[str, 
     assert let_in or "authentication" in done.stderr.lower()
 
 
-def listening(process: psutil.Process) -> set[str]:
-    """The addresses that a process and all that it started listen on."""
-    connections = [
-        connection
-        for one in (process, *process.children(recursive=True))
-        for connection in one.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    return {connection.laddr.ip for connection in connections}
-
-
 SERVE = """
 from pipelines.cluster import start_ray
 import ray
@@ -87,4 +77,4 @@ def test_a_local_ray_listens_on_loopback_alone(dashboard: bool) -> None:
     else:
         ray.get(ray.remote(lambda: None).remote())
         addresses = listening(psutil.Process())
-    assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert addresses and addresses <= LOOPBACK

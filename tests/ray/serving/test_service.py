@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from PIL import Image, ImageCms
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance
-from tests.ray.processes import started, wait_until
+from tests.ray.processes import LOOPBACK, listening, started, wait_until
 from tests.ray.serving.conftest import MAX_MEGAPIXELS, QUEUE, TILE, TIMEOUT_S, Service
 
 pytestmark = pytest.mark.xdist_group("serving")
@@ -200,6 +201,13 @@ def test_its_pages_need_nothing_from_elsewhere(service: Service, path: str) -> N
     )
 
 
+def test_the_service_listens_on_loopback_alone(service: Service) -> None:
+    """Neither its own port nor those that Serve opens between deployments, which take pickles, reach the network."""
+    assert service.answers()
+    addresses = listening(psutil.Process()) | listening(psutil.Process(service.job.process.pid))
+    assert addresses and addresses <= LOOPBACK
+
+
 def test_metrics_are_those_of_ray(service: Service, small: bytes) -> None:
     service.enhance(small)
     (node,) = ray.nodes()
@@ -208,7 +216,9 @@ def test_metrics_are_those_of_ray(service: Service, small: bytes) -> None:
     def shown() -> str:
         return urllib.request.urlopen(url, timeout=60).read().decode()
 
-    wait_until(lambda: all(name in shown() for name in ("reddit_enhanced_megapixels", "reddit_network_seconds")))
+    names = ("reddit_enhanced_megapixels", "reddit_network_seconds")
+    wait_until(lambda: all(name in shown() for name in names))
+    assert "reddit_enhanced_megapixels" in shown()
 
 
 def test_photographs_are_in_no_file(service: Service, files: Mapping[str, bytes]) -> None:
