@@ -3,14 +3,16 @@
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
-from rich.console import Console
+from ray.util.annotations import RayDeprecationWarning
 
 from pipelines import QUIET, storage
 from pipelines.config.parts import ComputeConfig, urls_of
+from pipelines.console import warn
 
 MIN_LOGICAL_CPUS = 4
 # What Ray Data reserves for a task unless told otherwise.
@@ -18,6 +20,9 @@ TASK_CPUS = 1.0
 ROUND = 10_000
 # Files there are pages of memory (tmpfs).
 MEMORY_FOLDER = "/dev/shm"
+MOST_RETRIES = 3
+# Ray Data has no other way to say how often an actor's calls are repeated (docs/upgrading.md).
+warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
 
 Item = TypeVar("Item")
 
@@ -117,7 +122,7 @@ def device_of(compute: ComputeConfig) -> str:
 def actor_pool(compute: ComputeConfig, *, calls: int = 1, in_flight: int | None = None) -> dict[str, Any]:
     """Keyword arguments of `Dataset.map_batches` for a pool of actors of the configured size and resources.
 
-    Ray restarts an actor whose process or node dies, and repeats its calls.
+    Ray restarts an actor whose process or node dies, and repeats its calls, each up to `MOST_RETRIES` times.
 
     Args:
         calls: calls that run in one actor at a time, in threads.
@@ -132,6 +137,8 @@ def actor_pool(compute: ComputeConfig, *, calls: int = 1, in_flight: int | None 
             max_tasks_in_flight_per_actor=in_flight,
             enable_true_multi_threading=calls > 1,
         ),
+        # A process that is killed for memory is killed again at every retry.
+        "max_task_retries": MOST_RETRIES,
         "num_gpus": 1 if gpu else None,
         "num_cpus": None if gpu else compute.cpus_per_worker,
     }
@@ -174,4 +181,4 @@ def require_or_warn(message: str) -> None:
     """Raises ValueError on a local Ray; on a cluster, which may autoscale, only prints a warning."""
     if not os.environ.get("RAY_ADDRESS"):
         raise ValueError(message)
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"{message}, unless machines are added", markup=False)
+    warn(f"{message}, unless machines are added")

@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 import ray.exceptions
 
+# Errors of processes that ended before they could say why: killed for memory, mostly, or with their machine.
+KILLED = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
+# What Ray says of an actor that did not die but could not start, because of a fault in its code.
+FAULT = "error raised in its creation task"
 # Errors that the user can act on. Ray passes on only the text of what a task, or its controller, raised.
 STORAGE_ERRORS = (
     r"OSError|File(?:NotFound|Exists)Error|(?:Not|Is)ADirectoryError|PermissionError|TimeoutError|Connection\w*Error"
@@ -26,12 +35,13 @@ def user_errors(job: str, kept: str) -> Iterator[None]:
 
     Raises:
         ValueError: if a task could not use its input, such as a damaged shard.
-        OSError: if storage could not be read or written.
+        OSError: if storage could not be read or written, or a process was killed again and again.
     """
     try:
         yield
     except ray.exceptions.RayError as error:
         raise_user_error(error, job, kept)
+        raise_if_killed(error, job, kept)
         raise
 
 
@@ -50,6 +60,16 @@ def raise_user_error(cause: BaseException, job: str, kept: str) -> None:
     raise OSError(
         f"storage failed during {job} ({reason}); {kept}; mend it, and run the same command again to go on"
     ) from cause
+
+
+def raise_if_killed(cause: BaseException, job: str, kept: str) -> None:
+    """Raises an OSError of one line, if `cause` says that a process of Ray was killed; otherwise returns."""
+    if isinstance(cause, KILLED) and FAULT not in str(cause):
+        raise OSError(
+            f"a process of {job} was killed again and again, most likely because memory ran out ({one_line(cause)}); "
+            f"{kept}; give it more memory, or fewer --compute.workers and smaller tiles, crops or batches, and run the "
+            "same command again to go on"
+        ) from cause
 
 
 def one_line(error: BaseException) -> str:

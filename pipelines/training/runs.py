@@ -179,8 +179,10 @@ def fit(trainer: TorchTrainer) -> Mapping[str, Any]:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        for cause in failure_causes(error):
-            failures.raise_user_error(cause, "training", CHECKPOINTS_KEPT)
+        causes = list(failure_causes(error))
+        for explain in (failures.raise_user_error, failures.raise_if_killed):
+            for cause in causes:
+                explain(cause, "training", CHECKPOINTS_KEPT)
         raise
     except SystemExit:  # Ray Train's answer to Ctrl-C, when it has ended the workers
         raise KeyboardInterrupt from None
