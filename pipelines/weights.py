@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+from collections.abc import Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -10,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipelines import storage
-from reddit_core.lpips import Lpips
+from reddit_core.lpips import Lpips, fits, is_linear
 from reddit_core.precision import Precision, lay_out_for_inference
 from reddit_core.student import Student
 from reddit_core.weights import NetworkFile, decode_network, encode_network, is_pth
@@ -92,13 +93,41 @@ def read_tensors(url: str) -> dict[str, Tensor]:
         raise ValueError(f"the state dict at {url} cannot be read ({reason[:200]}); give another file") from None
 
 
-def load_lpips(url: str) -> Lpips:
-    """Loads LPIPS with the backbone at a URL, without unpickling code.
+def load_lpips(*urls: str) -> Lpips:
+    """Loads LPIPS from the files of a backbone and, if wanted, its learned weights, without unpickling code.
 
     Raises:
-        ValueError: if there is no backbone that can be used.
+        ValueError: if they hold no backbone that can be used, or two.
     """
-    try:
-        return Lpips(read_tensors(url))
-    except KeyError as error:
-        raise ValueError(f"the state dict at {url} lacks {error}; give a whole VGG16's or AlexNet's") from None
+    found = load_distances(urls)
+    if len(found) != 1:
+        raise ValueError(f"lpips holds {', '.join(found)}, but one backbone is used; leave the others out")
+    return next(iter(found.values()))
+
+
+def load_distances(urls: Sequence[str]) -> dict[str, Lpips]:
+    """LPIPS over each backbone, by the name of its metric.
+
+    Files of learned weights alone, as the `lpips` package has them, are joined with the backbone whose channels fit.
+
+    Raises:
+        ValueError: if a file cannot be used, two hold the same backbone, or learned weights are left over.
+    """
+    states = [(url, read_tensors(url)) for url in urls]
+    backbones = [(url, state) for url, state in states if not is_linear(state)]
+    linear = {url: state for url, state in states if is_linear(state)}
+    distances: dict[str, Lpips] = {}
+    for url, state in backbones:
+        learned = next((one for one, weights in linear.items() if fits(weights, state)), None)
+        try:
+            distance = Lpips({**state, **(linear[learned] if learned else {})})
+        except KeyError as error:
+            raise ValueError(f"the state dict at {url} lacks {error}; give a whole VGG16's or AlexNet's") from None
+        if any(distance.backbone == other.backbone for other in distances.values()):
+            raise ValueError(f"lpips holds a second {distance.backbone} backbone, {url}; give one file for each")
+        distances[distance.name] = distance
+        if learned:
+            del linear[learned]
+    for url in linear:
+        raise ValueError(f"the LPIPS weights at {url} fit none of the backbones; give the state dict of theirs too")
+    return distances

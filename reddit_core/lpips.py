@@ -4,7 +4,9 @@ No torchvision: the convolutions are rebuilt from the state dict's own `features
 ReLU after each and max pooling where the architecture has it.
 """
 
+import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -22,6 +24,8 @@ VGG_TAPS = (2, 7, 14, 21, 28)
 ALEX_CONVS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
 ALEX_POOLS = {2: (3, 2), 5: (3, 2)}
 ALEX_TAPS = (0, 3, 6, 8, 10)
+# The first features of VGG16 take 256 bytes a pixel.
+MOST_PIXELS = 2**22
 LINEAR = "lin{}.model.1.weight"
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
@@ -67,6 +71,21 @@ class Lpips(nn.Module):
         """Name of the metric: `lpips_vgg`, or `lpips_vgg_uniform` without the learned weights."""
         return f"lpips_{self.backbone}{'' if self.learned else '_uniform'}"
 
+    @cached_property
+    def least_side(self) -> int:
+        """Side in pixels of the smallest image that every layer leaves something of."""
+        return next(side for side in itertools.count(1) if self.side_after_all(side) > 0)
+
+    def side_after_all(self, side: int) -> int:
+        """Side of the last features of an image; 0 if nothing is left."""
+        for index in sorted([*self.convs, *self.pools]):
+            if index in self.pools:
+                kernel, stride, padding = *self.pools[index], 0
+            else:
+                kernel, (stride, padding) = getattr(self, f"weight_{index}").shape[-1], self.convs[index]
+            side = max(0, (side + 2 * padding - kernel) // stride + 1)
+        return side
+
     def features(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Activations at the taps, [B, C, H', W'], each normalized to unit length over channels (0 stays 0)."""
         hidden, taken = (image - self.mean) / self.std, []
@@ -84,7 +103,13 @@ class Lpips(nn.Module):
         return taken
 
     def forward(self, estimate: Float[Tensor, "b 3 h w"], normal: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """The distance of each pair, at least 0 and 0 for equal images (Zhang et al. 2018, eq. 1)."""
+        """The distance of each pair, at least 0 and 0 for equal images (Zhang et al. 2018, eq. 1).
+
+        NaN for images below `least_side`, and above `MOST_PIXELS`, whose features would fill a machine's memory.
+        """
+        height, width = estimate.shape[-2:]
+        if min(height, width) < self.least_side or height * width > MOST_PIXELS:
+            return torch.full_like(estimate[:, 0, 0, 0], torch.nan)
         pairs = zip(self.features(estimate), self.features(normal), strict=True)
         distances = [
             ((one - other).square() * getattr(self, f"lin_{tap}")).sum(dim=1).mean(dim=(1, 2))
@@ -104,6 +129,18 @@ def backbone_of(state: dict[str, Tensor]) -> Backbone:
         "the LPIPS backbone is neither VGG16 nor AlexNet (features.0.weight has shape "
         f"{shape}); give torchvision's vgg16 or alexnet state dict"
     )
+
+
+def is_linear(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict holds learned weights without a backbone."""
+    return LINEAR.format(0) in state and not any(name.startswith("features.") for name in state)
+
+
+def fits(linear: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    """Whether learned weights have the channels of a backbone's taps."""
+    taps = VGG_TAPS if backbone_of(state) == "vgg" else ALEX_TAPS
+    shapes = [tuple(linear[name].shape) if (name := LINEAR.format(tap)) in linear else None for tap in range(len(taps))]
+    return shapes == [(1, state[f"features.{index}.weight"].shape[0], 1, 1) for index in taps]
 
 
 def has_linear_weights(state: dict[str, Tensor], channels: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+SSIM_WINDOW = 11  # pixels a side; smaller images have no SSIM
 Pixels = NDArray[np.unsignedinteger[Any]]
 """uint8 or uint16."""
 

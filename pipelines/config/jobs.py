@@ -206,8 +206,8 @@ class DistillConfig:
     """w of the refinement towards the reflectance; the paper writes omega = 1 - w (its weights: w = 0.8); 0 is off."""
     reflectance: ReflectanceConfig = field(default_factory=ReflectanceConfig)
     loss: LossWeights = field(default_factory=LossWeights)
-    lpips: str = ""
-    """URL of a VGG16 or AlexNet state dict for the perceptual term."""
+    lpips: tuple[str, ...] = ()
+    """URL of a VGG16 or AlexNet state dict for the perceptual term and, if wanted, of the LPIPS release's weights."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     compute: TrainingComputeConfig = field(default_factory=TrainingComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -9,6 +9,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from pipelines import storage
 from reddit_core.networks import NetworkConfig
+from reddit_core.pixels import SSIM_WINDOW
 from reddit_core.precision import Precision
 from reddit_core.schedule import LevelDraw
 
@@ -89,8 +90,10 @@ def as_json(config: Any) -> dict[str, Any]:
 def make_absolute(config: object, *names: str) -> None:
     """Makes the URL fields of a config under construction absolute, since workers run in other folders."""
     for name in names:
-        if url := getattr(config, name):
-            object.__setattr__(config, name, storage.resolve(url))
+        if isinstance(value := getattr(config, name), tuple):
+            object.__setattr__(config, name, tuple(storage.resolve(url) for url in value))
+        elif value:
+            object.__setattr__(config, name, storage.resolve(value))
 
 
 def urls_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -245,8 +248,8 @@ class CheckpointConfig:
         require(self.validate_every >= 0, f"validate_every is {self.validate_every}, but must be at least 0 (off)")
         require(self.validation_images >= 1, f"validation_images is {self.validation_images}, but must be at least 1")
         require(
-            self.validation_crop == 0 or self.validation_crop >= 11,  # SSIM's window
-            f"validation_crop is {self.validation_crop}, but SSIM needs 11 pixels; 0 takes whole images",
+            self.validation_crop == 0 or self.validation_crop >= SSIM_WINDOW,
+            f"validation_crop is {self.validation_crop}, but SSIM needs {SSIM_WINDOW} pixels; 0 takes whole images",
         )
 
 

@@ -43,16 +43,15 @@ class EvaluateConfig:
     mode: DdimMode = "exact"
     """The sampler: exact, or as released."""
     lpips: tuple[str, ...] = ()
-    """URLs of VGG16 and AlexNet state dicts, for LPIPS over each; without the lin0 to lin4 weights of the LPIPS release
-    in it, a file's figure is called uniform, and is not that of publications."""
+    """URLs of VGG16 and AlexNet state dicts, for LPIPS over each, and of the LPIPS release's weights (lin0 to lin4);
+    without those, a backbone's figure is called uniform, and is not that of publications."""
     precision: Precision = "fp32"
     """bf16 runs networks under autocast."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        make_absolute(self, "pairs", "output")
-        object.__setattr__(self, "lpips", tuple(storage.resolve(url) for url in self.lpips))
+        make_absolute(self, "pairs", "output", "lpips")
         require(bool(self.seeds), "seeds is empty, but at least one is needed; use 0 or 0,1,2")
         require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
         parts = (text.partition("=") for text in self.weights)

@@ -23,7 +23,7 @@ from pipelines.config.parts import as_json
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import report_page
 from pipelines.evaluation.before_after import before_after
-from pipelines.evaluation.judge import PROTOCOL, SHOWN_IMAGES, ImageRef, Judge, load_distances, part_url
+from pipelines.evaluation.judge import PROTOCOL, SHOWN_IMAGES, ImageRef, Judge, part_url
 from pipelines.evaluation.methods import Method, methods_of, shown_methods
 from pipelines.evaluation.results import COSTS, Results, find_cases, intervals, mean_of, read_part, read_rows
 from pipelines.images import encode_png
@@ -35,7 +35,7 @@ from pipelines.restart_notice import without_restart_notice
 from pipelines.shards import shards_hash
 from pipelines.threads import torch_threads
 from pipelines.tracking import RunWriter, tracked_run
-from pipelines.weights import load_network
+from pipelines.weights import load_distances, load_network
 
 PARTS = "parts"
 BEFORE_AFTER, TABLE, PAGE = "before_after.png", "images.csv", "report.html"
@@ -50,7 +50,8 @@ def find_images(config: EvaluateConfig) -> list[ImageRef]:
 
 def fingerprint(config: EvaluateConfig, methods: Iterable[Method]) -> dict[str, Any]:
     """Everything that determines the figures: the data, the weights by hash, and the settings of the evaluation."""
-    urls = {method.key: method.url for method in methods if method.url} | {redact(url): url for url in config.lpips}
+    urls = {method.key: method.url for method in methods if method.url}
+    urls |= {f"lpips {number} {storage.base_name(redact(url))}": url for number, url in enumerate(config.lpips, 1)}
     sha256 = {key: hashlib.sha256(read_weights(url)).hexdigest() for key, url in urls.items()}
     names = ("split", "seeds", "limit", "mode", "precision", "shown")
     settings = {name: value for name, value in as_json(config).items() if name in names}
@@ -173,6 +174,7 @@ def summarize(config: EvaluateConfig, results: Results, evaluated: Mapping[str, 
         "seeds": list(config.seeds),
         "protocol": PROTOCOL,
         "intervals_95": intervals(results),
+        **({"images_left_out_of_means": left_out} if (left_out := results.left_out) else {}),
         "environment": environment(config),
         "evaluated": evaluated,
     }
@@ -193,7 +195,7 @@ def environment(config: EvaluateConfig) -> dict[str, Any]:
 
 def brief(config: EvaluateConfig, facts: Row) -> dict[str, Any]:
     """The facts that the terminal shows."""
-    short = {name: facts[name] for name in ("images", "split", "seeds")}
+    short = {name: facts[name] for name in ("images", "split", "seeds", "images_left_out_of_means") if name in facts}
     return {**short, **{name: storage.join(config.output, name) for name in (PAGE, TABLE, BEFORE_AFTER)}}
 
 

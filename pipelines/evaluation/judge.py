@@ -20,23 +20,26 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.config.use import EvaluateConfig
+from pipelines.evaluation.before_after import shrink
 from pipelines.evaluation.methods import CLAHE, INPUT, TRUTH, Method, methods_of, shown_methods
 from pipelines.images import encode_png, reduced
 from pipelines.pairs.dataset import decode_pair
 from pipelines.shards import ShardEntry
 from pipelines.threads import torch_threads
 from pipelines.trajectories.crops import cached_shard
-from pipelines.weights import load_lpips, load_student
+from pipelines.weights import load_distances, load_student
 from reddit_core.brightness import LEAST_LUMA, luma_moments_of_pixels
-from reddit_core.lpips import Lpips
 from reddit_core.metrics import GIVEN, match_mean, quality, quality_given
 from reddit_core.pixels import (
+    SSIM_WINDOW,
     pixels_from_unit,
     rounded_to_8_bits,
     signed_from_pixels,
     signed_from_unit,
+    unit_from_pixels,
     unit_from_signed,
 )
+from reddit_core.student import TILE
 
 CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
 # Equal images have an infinite PSNR, which no mean survives.
@@ -47,6 +50,7 @@ WARM_UP_SIDE = 64
 PROTOCOL = "; ".join(
     (
         "whole images in RGB, mirrored at the right and bottom to the network's multiple and cut back afterwards",
+        f"images above {TILE}x{TILE} pixels in tiles that share their statistics",
         "results rounded to 8 bits before anything is measured",
         f"PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} dB",
         "SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB",
@@ -56,6 +60,8 @@ PROTOCOL = "; ".join(
         "given tells networks that take a brightness that of the ground truth",
         "sharpness is the Laplacian energy of the luma over the ground truth's (1 is right), and counts only images "
         "whose ground truth is not flat",
+        f"images below {SSIM_WINDOW} pixels a side have no SSIM, very small or very large ones no LPIPS, and black "
+        "ground truths no gt_mean and no moments; means leave these images out",
         "LPIPS on [-1, 1], called uniform where the file has no learned channel weights, whose figures are not those "
         "of publications",
         f"clahe is kornia's equalize_clahe with OpenCV's default clip limit {CLAHE_CLIP:.0f} on "
@@ -65,21 +71,6 @@ PROTOCOL = "; ".join(
     )
 )
 PROC = Path("/proc/self")
-
-
-def load_distances(urls: Sequence[str]) -> dict[str, Lpips]:
-    """LPIPS over each backbone, by the name of its metric.
-
-    Raises:
-        ValueError: if a file holds no backbone, or two hold the same.
-    """
-    distances: dict[str, Lpips] = {}
-    for url in urls:
-        distance = load_lpips(url)
-        if any(distance.backbone == other.backbone for other in distances.values()):
-            raise ValueError(f"lpips holds a second {distance.backbone} backbone, {url}; give one file for each")
-        distances[distance.name] = distance
-    return distances
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ class Judge:
         self.students = {url: load_student(url, device, config.precision) for url in urls}
         self.distances = {name: lpips.to(self.device) for name, lpips in load_distances(config.lpips).items()}
         for method in self.methods:
-            self.compute(method, torch.zeros(1, 3, WARM_UP_SIDE, WARM_UP_SIDE, device=self.device), seed=0)
+            self.compute(method, np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8), seed=0)
         self.memory = MemoryGauge(self.device)
         self.peak_mb: dict[tuple[Method, tuple[int, ...]], float | None] = {}
 
@@ -139,7 +130,7 @@ class Judge:
                 given = self.measure_given(method, low, normal, seed)
                 rows.append({**head, **self.measure(estimate, normal), **given, **cost})
                 pictures.setdefault(method.key, estimate)
-        shown = [encode_png(pictures[key]) for key in (*(method.key for method in self.shown), TRUTH)]
+        shown = [encode_png(shrink(pictures[key])) for key in (*(method.key for method in self.shown), TRUTH)]
         return {
             "rows": rows,
             "pictures": {key: as_text(encode_jpeg(picture)) for key, picture in pictures.items()},
@@ -154,11 +145,11 @@ class Judge:
         Raises:
             ValueError: if the result is not finite.
         """
-        image, megapixels = signed_from_pixels(low[None], self.device), low.shape[0] * low.shape[1] / 1e6
-        megabytes = self.peak_of(method, image, seed)
+        megapixels = low.shape[0] * low.shape[1] / 1e6
+        megabytes = self.peak_of(method, low, seed)
         self.synchronize()
         started = time.perf_counter()
-        unit = self.compute(method, image, seed)
+        unit = self.compute(method, low, seed)
         self.synchronize()
         seconds = time.perf_counter() - started
         if not unit.isfinite().all():
@@ -178,26 +169,33 @@ class Judge:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def peak_of(self, method: Method, image: torch.Tensor, seed: int) -> float | None:
+    def peak_of(self, method: Method, low: NDArray[np.uint8], seed: int) -> float | None:
         """Peak memory of a call in MB, measured in an extra call, once for each method and shape."""
-        key = (method, tuple(image.shape))
+        key = (method, low.shape)
         if key not in self.peak_mb:
             self.memory.start()
-            self.compute(method, image, seed)
+            self.compute(method, low, seed)
             self.peak_mb[key] = self.memory.peak_mb()
         return self.peak_mb[key]
 
     @torch.no_grad()
-    def compute(self, method: Method, image: torch.Tensor, seed: int, **tone: Any) -> torch.Tensor:
-        """The method's result, [1, 3, H, W] in [-1, 1] to [0, 1]; at the network's own tone by default."""
+    def compute(self, method: Method, low: NDArray[np.uint8], seed: int, **tone: Any) -> torch.Tensor:
+        """The method's result in [0, 1], [1, 3, H, W]; at the network's own tone by default.
+
+        Images above `TILE` x `TILE` pixels are enhanced in tiles, as `enhance` does it.
+        """
         if method.name == INPUT:
-            return unit_from_signed(image)
+            return unit_from_pixels(low[None], self.device)
         if method.name == CLAHE:
-            equalized: torch.Tensor = equalize_clahe(unit_from_signed(image), CLAHE_CLIP, CLAHE_GRID)
-            return equalized
-        student = self.students[method.url]
-        enhanced = student.enhance_images(image, seed=seed, steps=method.steps, mode=self.config.mode, **tone)
-        return unit_from_signed(enhanced)
+            unit = unit_from_signed(signed_from_pixels(low[None], self.device))
+            channels = (equalize_clahe(channel, CLAHE_CLIP, CLAHE_GRID) for channel in torch.split(unit, 1, dim=1))
+            return torch.cat(list(channels), dim=1)
+        student, steps, mode = self.students[method.url], method.steps, self.config.mode
+        if low.shape[0] * low.shape[1] > TILE * TILE:
+            pixels = student.enhance(low, seed=seed, steps=steps, mode=mode, **tone)
+            return unit_from_pixels(pixels[None].astype(np.uint8, copy=False), self.device)
+        image = signed_from_pixels(low[None], self.device)
+        return unit_from_signed(student.enhance_images(image, seed=seed, steps=steps, mode=mode, **tone))
 
     @torch.no_grad()
     def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float | None]:
@@ -228,8 +226,7 @@ class Judge:
             "brightness": min(max(brightness, LEAST_LUMA), 1 - LEAST_LUMA),
             "contrast": max(contrast, LEAST_LUMA),
         }
-        image = signed_from_pixels(low[None], self.device)
-        result = rounded_to_8_bits(self.compute(method, image, seed, **asked))
+        result = rounded_to_8_bits(self.compute(method, low, seed, **asked))
         figures = quality_given(result, unit_from_signed(signed_from_pixels(normal[None], self.device)))
         values = {name: float(value) for name, value in figures.items()}
         values["psnr_given"] = min(values["psnr_given"], MOST_PSNR)

@@ -13,6 +13,7 @@ from pipelines.evaluation.judge import part_url
 from pipelines.evaluation.methods import TRUTH, Method
 from pipelines.evaluation.report_page import Case
 from pipelines.reporting import Row
+from reddit_core.metrics import GIVEN
 
 HEAD = ("pair_id", "method", "steps", "seed")
 COSTS = ("seconds_per_megapixel", "peak_mb_per_megapixel")
@@ -40,6 +41,14 @@ class Results:
             if row[name] is not None:
                 values.setdefault(row["pair_id"], []).append(row[name])
         return {pair_id: float(np.mean(seeds)) for pair_id, seeds in values.items()}
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """By metric: for how many images it does not exist, whatever is done to them."""
+        any_method, names = self.methods[0], [name for name in self.figures if name not in GIVEN]
+        num_images = len(self.per_image(any_method, "psnr"))
+        counts = {name: num_images - len(self.per_image(any_method, name)) for name in names}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def figures(self) -> list[str]:

@@ -108,7 +108,7 @@ def experiment(config: ExperimentConfig) -> Report:
                 output=storage.join(config.folder, "reports", name),
                 weights=methods_of(config),
                 limit=config.limit,
-                lpips=(config.distill.lpips,) if config.distill.lpips else (),
+                lpips=config.distill.lpips,
                 precision=config.distill.optim.precision,
                 compute=config.distill.compute,
                 tracking=config.distill.tracking,

@@ -64,7 +64,7 @@ class DistillObjective:
 
     @cached_property
     def lpips(self) -> Lpips | None:
-        return load_lpips(self.config.lpips) if self.config.loss.perceptual else None
+        return load_lpips(*self.config.lpips) if self.config.loss.perceptual else None
 
     def begin(self, context: StageContext) -> Network:
         start = load_network(self.config.teacher)
@@ -232,8 +232,12 @@ def check_inputs(config: DistillConfig) -> None:
     check_room(config.compute, more_cpus=config.teacher_actors * config.compute.cpus_per_worker if streams else 0.0)
     if validation := make_validation(config):
         validation.check()
-    elif config.loss.perceptual:
-        load_lpips(config.lpips)
+    if config.loss.perceptual:
+        least = load_lpips(*config.lpips).least_side
+        require(
+            config.segment.crop >= least,
+            f"segment.crop is {config.segment.crop}, but the perceptual term needs {least} pixels; use larger crops",
+        )
 
 
 def make_loop(

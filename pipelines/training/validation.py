@@ -17,7 +17,7 @@ from pipelines.config.parts import CheckpointConfig
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.weights import load_lpips
 from reddit_core.lpips import Lpips
-from reddit_core.metrics import SHARPNESS, quality, quality_given
+from reddit_core.metrics import UNDEFINED_FOR_SOME, quality, quality_given
 from reddit_core.pixels import (
     pixels_from_unit,
     rounded_to_8_bits,
@@ -55,12 +55,12 @@ class ValidationImages:
     Attributes:
         pairs: URL of the pair dataset.
         config: how many images (`validation_images`) and how large (`validation_crop`, 0 for whole images).
-        lpips: URL of a backbone for the perceptual distance, or empty.
+        lpips: URLs of the files of the perceptual distance, or empty.
     """
 
     pairs: str
     config: CheckpointConfig
-    lpips: str = ""
+    lpips: tuple[str, ...] = ()
 
     @property
     def has_images(self) -> bool:
@@ -74,11 +74,11 @@ class ValidationImages:
                 "again with a --validation-share"
             )
         if self.lpips:
-            load_lpips(self.lpips)
+            load_lpips(*self.lpips)
 
     @cached_property
     def distance(self) -> Lpips | None:
-        return load_lpips(self.lpips) if self.lpips else None
+        return load_lpips(*self.lpips) if self.lpips else None
 
     @cached_property
     def images(self) -> Sequence[ValidationPair]:
@@ -142,6 +142,6 @@ class ValidationImages:
 
 
 def mean_metric(name: str, values: Sequence[float]) -> float:
-    """The mean over images. Sharpness is NaN for flat images, which are left out; it is NaN if all are flat."""
-    known = [value for value in values if not (name in SHARPNESS and math.isnan(value))]
+    """The mean over images. Those that a metric does not exist for are left out; it is NaN if all of them are."""
+    known = [value for value in values if not (name in UNDEFINED_FOR_SOME and math.isnan(value))]
     return float(np.mean(known)) if known else math.nan

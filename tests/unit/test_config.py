@@ -141,7 +141,7 @@ def test_what_works_is_accepted() -> None:
     assert ingest(source="s", layout="folders", normal="n", pattern="(.)").low == ""
     assert teacher(network="sr3-unet", unet=UNetConfig(channel_mults=(1, 2)), crop=18).crop == 18
     assert distill(trajectories="online", cache="", pairs="p", progressive=True, stages=(4, 2)).stages == (4, 2)
-    assert distill(loss=LossWeights(perceptual=0.6), lpips="vgg.pth").loss.perceptual == 0.6
+    assert distill(loss=LossWeights(perceptual=0.6), lpips=("vgg.pth",)).loss.perceptual == 0.6
     assert OptimConfig(grad_clip=float("inf")).grad_clip == float("inf")
 
 

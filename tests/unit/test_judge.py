@@ -6,35 +6,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray.exceptions
 import torch
 from torch import Tensor
 
-from pipelines import shards, storage
-from pipelines.config.parts import ComputeConfig
+from pipelines import failures, shards, storage
+from pipelines.config.parts import CheckpointConfig, ComputeConfig
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import results
 from pipelines.evaluation.evaluate import find_images, fingerprint, plan_evaluate
-from pipelines.evaluation.judge import Judge, MemoryGauge, load_distances, part_url
+from pipelines.evaluation.judge import Judge, MemoryGauge, part_url
 from pipelines.evaluation.methods import Method, methods_of
 from pipelines.evaluation.report_page import Case, label, render
 from pipelines.evaluation.results import Results, find_cases, interval, intervals
 from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, TONE_COLUMNS, Manifest, ShardEntry
-from pipelines.weights import save_network
+from pipelines.training.validation import ValidationImages
+from pipelines.weights import load_distances, load_lpips, save_network
 from reddit_core.networks.sr3_unet import UNet
+from reddit_core.pixels import Pixels
+from reddit_core.student import Student
 from reddit_core.weights import NetworkFile
 
 SECRET = "hush-4711"
 ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
 
 
-def write_pairs(url: str, num_shards: int) -> None:
+def write_pairs(url: str, num_shards: int, side: int = 32) -> None:
     """So many shards of one pair each; more of them are the same dataset, grown."""
     import pyarrow as pa  # noqa: PLC0415 - next to its only use
 
     def write(number: int) -> ShardEntry:
-        image = encode_png(np.full((32, 32, 3), number, np.uint8))
-        head = {"pair_id": f"p{number}", "low": image, "normal": image, "width": 32, "height": 32}
+        image = encode_png(np.full((side, side, 3), number, np.uint8))
+        head = {"pair_id": f"p{number}", "low": image, "normal": image, "width": side, "height": side}
         row = {**head, **dict.fromkeys(TONE_COLUMNS, number / 255), "sha256": "0"}
         return shards.write_shard(url, f"v-{number}", pa.Table.from_pylist([row], PAIR_SCHEMA), split="validation")
 
@@ -96,6 +100,20 @@ def test_a_backbone_without_learned_weights_is_called_uniform(config: EvaluateCo
         plan_evaluate(EvaluateConfig(pairs=config.pairs, output=config.output, lpips=(str(page),)))
 
 
+def test_the_weights_of_the_lpips_package_are_taken_as_they_are(alex: str, tmp_path: Path) -> None:
+    channels = (64, 192, 384, 256, 256)
+    linear = {f"lin{tap}.model.1.weight": torch.full((1, c, 1, 1), 2 / c) for tap, c in enumerate(channels)}
+    url = str(tmp_path / "alex_lin.pth")
+    torch.save(linear, url)
+    for urls in ((alex, url), (url, alex)):
+        assert list(load_distances(urls)) == ["lpips_alex"]
+        assert load_lpips(*urls).learned
+    torch.save({name: weight[:, :32] for name, weight in linear.items()}, url)
+    for without_partner in ([alex, url], [url]):
+        with pytest.raises(ValueError, match=r"the LPIPS weights at .*alex_lin\.pth fit none of the backbones; give"):
+            load_distances(without_partner)
+
+
 def test_lpips_is_raw_and_gt_mean(config: EvaluateConfig, alex: str) -> None:
     judge = Judge(EvaluateConfig(pairs=config.pairs, output="o", lpips=(alex,)), [], "", "cpu")
     normal = np.random.default_rng(0).integers(0, 128, (64, 64, 3), dtype=np.uint8) * 2
@@ -117,6 +135,44 @@ def test_a_flat_ground_truth_has_no_sharpness_and_does_not_count(config: Evaluat
     assert judged.per_image(method, "sharpness") == {"b": 1.0}
     [row] = intervals(judged)
     assert row["sharpness"] == "one image" and " to " in row["psnr"]
+
+
+def test_means_leave_out_what_does_not_exist_and_say_of_how_many_images(config: EvaluateConfig) -> None:
+    judge = Judge(EvaluateConfig(pairs=config.pairs, output="o"), [], "", "cpu")
+    noisy = np.random.default_rng(0).integers(90, 110, (32, 32, 3), dtype=np.uint8)
+    rows = [judge.measure(noisy, noisy), judge.measure(noisy, 0 * noisy), judge.measure(noisy[:8], noisy[:8])]
+    heads = [{"pair_id": i, "method": "input", "steps": 0, "seed": 0} for i in "abc"]
+    judged = Results([Method("input", 0)], [{**head, **row} for head, row in zip(heads, rows, strict=True)])
+    assert judged.left_out == {
+        **{"psnr_gt_mean": 1, "psnr_moments": 1, "ssim": 1},
+        **{"ssim_gt_mean": 2, "sharpness": 1, "sharpness_gt_mean": 1},
+    }
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_validation_pair_below_every_window_ends_no_training(tmp_path: Path, tiny_unet: UNet, alex: str) -> None:
+    write_pairs(str(tmp_path / "small"), 1, side=8)
+    images = ValidationImages(str(tmp_path / "small"), CheckpointConfig(), (alex,))
+    metrics, grid = images.judge(NetworkFile(network=tiny_unet), 2)
+    assert math.isfinite(metrics["psnr"]) and grid is not None and grid.shape == (8, 24, 3)
+    assert math.isnan(metrics["ssim"]) and math.isnan(metrics["lpips"])
+
+
+def test_large_images_are_judged_in_tiles(config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge(config, [], "", "cpu")
+    low, student = np.zeros((48, 80, 3), np.uint8), judge.methods[2]
+    whole = judge.compute(student, low, seed=0)
+    tiled: list[tuple[int, ...]] = []
+
+    def enhance(self: Student, pixels: Pixels, **settings: object) -> Pixels:
+        tiled.append(pixels.shape)
+        return original(self, pixels, **settings)  # type: ignore[arg-type]
+
+    original = Student.enhance
+    monkeypatch.setattr(Student, "enhance", enhance)
+    monkeypatch.setattr("pipelines.evaluation.judge.TILE", 60)
+    assert (judge.compute(student, low, seed=0) - whole).abs().max() <= 0.51 / 255
+    assert tiled == [low.shape]
 
 
 def test_a_result_that_is_not_finite_is_refused(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
@@ -148,6 +204,16 @@ def test_cost_is_of_the_size_of_the_image(config: EvaluateConfig) -> None:
     assert costs[0]["peak_mb_per_megapixel"] == costs[1]["peak_mb_per_megapixel"]
     assert all(cost["seconds_per_megapixel"] > 0 for cost in costs)
     assert len(judge.peak_mb) == 2
+
+
+@pytest.mark.parametrize("kind", [ray.exceptions.ActorDiedError, ray.exceptions.WorkerCrashedError])
+def test_a_process_that_was_killed_is_one_line(kind: type[ray.exceptions.RayError]) -> None:
+    message = r"^[^\n]*most likely because memory ran out [^\n]*; what was judged is kept; give it more[^\n]*$"
+    with (
+        pytest.raises(OSError, match=message),
+        failures.user_errors("evaluation", kept="what was judged is kept"),
+    ):
+        raise kind
 
 
 def test_intervals_need_two_images_and_are_sorted_by_value() -> None:

@@ -61,6 +61,20 @@ def test_a_distance(states: dict[str, State], images: Tensor, backbone: str) -> 
     torch.testing.assert_close(to_far, back)
 
 
+@pytest.mark.parametrize(("backbone", "least"), [("vgg", 16), ("alex", 31)])
+def test_images_that_are_too_small_or_too_large_have_no_distance(
+    states: dict[str, State], backbone: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lpips = Lpips(states[backbone])
+    assert lpips.least_side == least
+    images = torch.rand(1, 3, least, least + 1, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert lpips(images, images).tolist() == [0]
+        assert lpips(images[:, :, :-1], images[:, :, :-1]).isnan().all()
+        monkeypatch.setattr("reddit_core.lpips.MOST_PIXELS", least**2)
+        assert lpips(images, images).isnan().all()
+
+
 def test_one_tap_by_hand(states: dict[str, State], images: Tensor) -> None:
     """The first AlexNet tap, through torch's own layers."""
     lpips, state = Lpips(states["alex"]), states["alex"]

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from reddit_core import metrics
 from reddit_core.brightness import gray
-from reddit_core.metrics import FLAT, match_mean, match_moments, psnr, quality, sharpness, ssim
+from reddit_core.metrics import FLAT, UNDEFINED_FOR_SOME, match_mean, match_moments, psnr, quality, sharpness, ssim
 from reddit_core.retinex import blur
 
 Photographs = dict[str, NDArray[np.uint8]]
@@ -129,6 +130,27 @@ def test_quality_shows_raw_and_gt_mean_side_by_side(estimate: Tensor, normal: Te
     torch.testing.assert_close(dim["sharpness_gt_mean"], ones, rtol=1e-4, atol=0)
 
 
-def test_images_below_the_window_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"SSIM needs images of at least 11 pixels a side, not \(10, 30\)"):
-        ssim(torch.zeros(1, 3, 10, 30), torch.zeros(1, 3, 10, 30))
+def test_images_below_the_window_have_no_ssim_but_every_other_figure() -> None:
+    one = torch.rand(2, 3, 10, 30, generator=torch.manual_seed(0))
+    figures = quality(0.5 * one, one)
+    assert {name for name, values in figures.items() if values.isnan().any()} == {"ssim", "ssim_gt_mean"}
+    assert sharpness(one[..., :1, :], one[..., :1, :]).isnan().all()
+
+
+def test_a_black_ground_truth_has_no_figure_that_matches_its_brightness(normal: Tensor) -> None:
+    black = torch.zeros_like(normal)
+    figures = quality(torch.cat([normal, normal]), torch.cat([black, normal]))
+    matched = {"psnr_gt_mean", "psnr_moments", "ssim_gt_mean", "sharpness", "sharpness_gt_mean"}
+    for name, values in figures.items():
+        assert values[: len(normal)].isnan().all() == (name in matched), name
+        assert not values[len(normal) :].isnan().any()
+    assert matched < set(UNDEFINED_FOR_SOME)
+
+
+def test_figures_do_not_depend_on_the_bands(estimate: Tensor, normal: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = quality(estimate, normal)
+    for rows in (1, 7):
+        monkeypatch.setattr(metrics, "BAND_PIXELS", rows * normal.shape[-1])
+        banded = quality(estimate, normal)
+        for name, values in whole.items():
+            torch.testing.assert_close(banded[name], values, rtol=1e-5, atol=1e-6)

@@ -86,7 +86,7 @@ def test_refuses_a_key_that_is_named_twice() -> None:
 def test_the_default_space_has_the_perceptual_weight_only_with_a_backbone() -> None:
     keys = [dimension.key for dimension in parse_space(default_space(BASE), BASE)]
     assert keys == ["refine_weight", "loss.pixel", "optim.learning_rate"]
-    backbone = with_values(BASE, {"lpips": "/vgg"})
+    backbone = with_values(BASE, {"lpips": ("/vgg",)})
     assert "loss.perceptual" in [dimension.key for dimension in parse_space(default_space(backbone), backbone)]
 
 
@@ -131,7 +131,7 @@ def test_objectives_are_sums_of_metrics() -> None:
 
 
 def test_lpips_counts_where_a_backbone_is_given() -> None:
-    sweep = Sweep(TuneConfig(distill=replace(BASE, lpips="/vgg.pth"), output="/s", metric="psnr-10*lpips"))
+    sweep = Sweep(TuneConfig(distill=replace(BASE, lpips=("/vgg.pth",)), output="/s", metric="psnr-10*lpips"))
     assert sweep.objective({"psnr": 20.0, "lpips": 0.5}) == 15
     assert sweep.objective({"psnr": 20.0}) is None
     with pytest.raises(ValueError, match=r"lpips needs --distill\.lpips URL"):
