@@ -21,6 +21,9 @@ from reddit_core.student import MOST_DEVIATION
 # In a checkout, and in what ray job submit uploads of one; a wheel has no weights.
 DEFAULT_STUDENT = Path(__file__).parents[2] / "weights" / "lol-student-2.safetensors"
 
+# The opsets that torch's exporter can write these networks in.
+OPSETS = (16, 23)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -157,9 +160,13 @@ class ExportConfig:
     that leads to the weights' brightness."""
 
     def __post_init__(self) -> None:
+    opset: int = 20
+    """Version of ONNX's operators; an older runtime may need a lower one (ONNX Runtime 1.12 reads 17)."""
         make_absolute(self, "weights", "output")
         require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
         require(self.gain >= 0, f"gain is {self.gain}, but must be above 0; 8 suits a photograph 3 stops too dark")
+        lowest, highest = OPSETS
+        require(lowest <= self.opset <= highest, f"opset is {self.opset}, but must be from {lowest} to {highest}")
         if not self.host:
             reject_unused(self, ("gain",), "it is used with --host only; add that, or leave it out")
 

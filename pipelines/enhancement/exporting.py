@@ -11,7 +11,7 @@ multiples of the network's (at least two of them): mirror the bottom and right e
 import io
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,8 @@ from reddit_core.weights import NetworkFile
 ONNX, PT2, CARD = "student.onnx", "student.pt2", "README.md"
 # What `hosting.py` writes: a folder that darktable 5.6 finds below its `models`, and its model.
 HOST_FOLDER, HOST_MODEL = "denoise-reddit", "model.onnx"
+# The opset from which `Split` states its number of parts, which torch's converter to older ones leaves there.
+SPLIT_COUNTS = 18
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # The exported graph computes in float32, the sampler in float64 around the network.
 TOLERANCE = 1e-4
@@ -99,12 +101,14 @@ def export(config: ExportConfig) -> Report:
     file, steps = prepare(config)
     storage.check_writable(config.output)
     program = export_program(file, steps)
-    onnx_bytes, pt2_bytes = to_onnx(program, file), to_pt2(program)
+    onnx_bytes, pt2_bytes = to_onnx(program, file, config.opset), to_pt2(program)
+    versions = onnx_versions(onnx_bytes)
     rows = list(check_parity(file, steps, onnx_bytes, pt2_bytes))
     storage.write_bytes(storage.join(config.output, ONNX), onnx_bytes)
     storage.write_bytes(storage.join(config.output, PT2), pt2_bytes)
-    storage.write_bytes(storage.join(config.output, CARD), card_of(config, file, steps))
-    facts = {"steps": steps, "tolerance": TOLERANCE, "multiple of height and width": file.network.config.size_multiple}
+    storage.write_bytes(storage.join(config.output, CARD), card_of(config, file, steps, versions))
+    multiple = file.network.config.size_multiple
+    facts = {"steps": steps, **versions, "tolerance": TOLERANCE, "multiple of height and width": multiple}
     report = Report(title=f"Exported: {config.output}", rows=rows, facts=facts, url=config.output)
     reporting.save(report)
     return report
@@ -163,28 +167,60 @@ def to_pt2(program: torch.export.ExportedProgram) -> bytes:
     return sink.getvalue()
 
 
-def to_onnx(program: torch.export.ExportedProgram, file: NetworkFile) -> bytes:
-    """One ONNX file with its weights inside."""
+def to_onnx(program: torch.export.ExportedProgram, file: NetworkFile, opset: int) -> bytes:
+    """One ONNX file with its weights inside.
+
+    Raises:
+        ValueError: if the network cannot be written in this opset.
+    """
     import onnx  # noqa: PLC0415 - of an extra that only this job needs
 
     names = list(example(file, EXAMPLE_SIZE))
-    model = onnx.load_model_from_string(convert(program, names, ["enhanced"]))
+    model = onnx.load_model_from_string(convert(program, names, ["enhanced"], opset))
     for name, value in setting_defaults(file).items():  # an input that is an initializer too may be left out
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], dtype=np.float32), name))
     serialized: bytes = model.SerializeToString()
     return serialized
 
 
-def convert(program: torch.export.ExportedProgram, input_names: list[str], output_names: list[str]) -> bytes:
-    """A graph as ONNX."""
+def convert(
+    program: torch.export.ExportedProgram, input_names: list[str], output_names: list[str], opset: int
+) -> bytes:
+    """A graph as ONNX, of the lowest IR version that its opset allows.
+
+    Raises:
+        ValueError: if the graph cannot be written in this opset.
+    """
+    import onnx  # noqa: PLC0415 - of an extra that only this job needs
+
     converted = torch.onnx.export(
-        program, dynamo=True, input_names=input_names, output_names=output_names, verbose=False
+        program, dynamo=True, input_names=input_names, output_names=output_names, opset_version=opset, verbose=False
     )
     assert converted is not None, "the dynamo exporter returns a program"
     with tempfile.TemporaryDirectory(prefix="reddit-export-") as folder:
         path = Path(folder) / ONNX
         converted.save(str(path), external_data=False)
-        return path.read_bytes()
+        model = onnx.load(str(path))
+    found = model.opset_import[0].version
+    if found != opset:  # torch leaves the model as it is if it cannot convert it
+        raise ValueError(f"opset is {opset}, but this network can only be written in opset {found}; give that one")
+    if opset < SPLIT_COUNTS:
+        for node in model.graph.node:
+            kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
+            if node.op_type == "Split" and len(kept) < len(node.attribute):
+                del node.attribute[:]
+                node.attribute.extend(kept)
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def onnx_versions(onnx_bytes: bytes) -> dict[str, int]:
+    """The versions of an ONNX file by which a runtime decides whether it can read it."""
+    import onnx  # noqa: PLC0415 - of an extra that only this job needs
+
+    model = onnx.load_model_from_string(onnx_bytes)
+    return {"ONNX opset": model.opset_import[0].version, "ONNX IR version": model.ir_version}
 
 
 def check_parity(file: NetworkFile, steps: int, onnx_bytes: bytes, pt2_bytes: bytes) -> Iterator[reporting.Row]:
@@ -233,13 +269,15 @@ def expected_result(file: NetworkFile, steps: int, noise: Tensor, low: Tensor, *
     return match_tone(ddim_sample(file.network, noise, file.schedule, steps, low=low, gain=gain), tone)
 
 
-def card_of(config: ExportConfig, file: NetworkFile, steps: int) -> bytes:
-    """The card next to the weights, or one made from the facts that they hold.
+def card_of(config: ExportConfig, file: NetworkFile, steps: int, versions: Mapping[str, int] | None = None) -> bytes:
+    """The card next to the weights, or one made from the facts that they hold, and the versions of the ONNX file.
 
     It notes if the sampler is unrolled for another number of steps than the student was distilled for.
     """
     distilled = file.num_steps or steps
-    note = f"\nUnrolled for {steps} steps, distilled for {distilled}.\n" if steps != distilled else ""
+    numbers = ", ".join(f"{name} {number}" for name, number in (versions or {}).items())
+    note = f"\n`{ONNX}`: {numbers}.\n" if numbers else ""
+    note += f"\nUnrolled for {steps} steps, distilled for {distilled}.\n" if steps != distilled else ""
     beside = storage.join(posixpath.dirname(storage.resolve(config.weights)), CARD)
     if storage.exists(beside) and (found := storage.read_bytes(beside)).startswith(HEADING.encode()):
         return found + note.encode()

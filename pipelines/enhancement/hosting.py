@@ -20,7 +20,15 @@ from torch.export import Dim
 
 from pipelines import reporting, storage
 from pipelines.config.use import ExportConfig
-from pipelines.enhancement.exporting import HOST_FOLDER, HOST_MODEL, UnrolledSampler, convert, onnx_session, prepare
+from pipelines.enhancement.exporting import (
+    HOST_FOLDER,
+    HOST_MODEL,
+    UnrolledSampler,
+    convert,
+    onnx_session,
+    onnx_versions,
+    prepare,
+)
 from pipelines.reporting import Report
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 from reddit_core.sampler import seeded_noise
@@ -122,18 +130,19 @@ def export_for_hosts(config: ExportConfig) -> Report:
         raise ValueError(f"gain is {config.gain:g}, but this network is told none; leave --gain out")
     storage.check_writable(config.output)
     program = HostProgram(file, steps, config.gain).eval()
-    model = to_host_onnx(program)
+    model = to_host_onnx(program, config.opset)
     rows = list(check_host_parity(program, model))
     folder = storage.join(config.output, HOST_FOLDER)
     storage.write_bytes(storage.join(folder, HOST_MODEL), model)
     storage.write_bytes(storage.join(folder, METADATA), json.dumps(metadata(steps, config.gain), indent=1).encode())
-    facts = {"steps": steps, "tolerance": TOLERANCE, "gain": config.gain or "from each input", "MB": len(model) / 1e6}
+    facts: dict[str, Any] = {"steps": steps, **onnx_versions(model), "tolerance": TOLERANCE}
+    facts |= {"gain": config.gain or "from each input", "MB": len(model) / 1e6}
     report = Report(title=f"Exported for other programs: {folder}", rows=rows, facts=facts, url=config.output)
     reporting.save(report)
     return report
 
 
-def to_host_onnx(program: HostProgram) -> bytes:
+def to_host_onnx(program: HostProgram, opset: int) -> bytes:
     """One ONNX file with its weights inside; height and width are free.
 
     Its three parts are exported one by one, since torch cannot tell that the size with margins is a multiple of the
@@ -150,9 +159,9 @@ def to_host_onnx(program: HostProgram) -> bytes:
     names = ["noise", "low", "gain"]
     padded = {2: Dim("padded_height", min=2, max=2**14), 3: Dim("padded_width", min=2, max=2**14)}
     parts = [
-        part_of(program.prepare, (image,), (free,), ["input"], names),
-        part_of(program.network, inputs, (multiples, multiples, None), names, ["enhanced"]),
-        part_of(program.finish, (image, enhanced), (free, padded), ["image", "enhanced"], ["output"]),
+        part_of(program.prepare, (image,), (free,), ["input"], names, opset),
+        part_of(program.network, inputs, (multiples, multiples, None), names, ["enhanced"], opset),
+        part_of(program.finish, (image, enhanced), (free, padded), ["image", "enhanced"], ["output"], opset),
     ]
     merged = onnx.compose.merge_models(parts[0], parts[1], [(name, name) for name in names])
     # The last part takes the image too: it reads the first part's input.
@@ -169,14 +178,19 @@ def to_host_onnx(program: HostProgram) -> bytes:
 
 
 def part_of(
-    module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...], names: list[str], outputs: list[str]
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    shapes: tuple[Any, ...],
+    names: list[str],
+    outputs: list[str],
+    opset: int,
 ) -> Any:
     """A part as an ONNX model whose inner names begin with that of its class."""
     import onnx  # noqa: PLC0415 - of an extra that only this job needs
 
     with torch.no_grad():
         exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-    model = onnx.load_model_from_string(convert(exported, names, outputs))
+    model = onnx.load_model_from_string(convert(exported, names, outputs, opset))
     del model.graph.value_info[:]
     prefix = f"{type(module).__name__.lower()}/"
     return onnx.compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)

@@ -52,7 +52,8 @@ def test_exports_give_the_samplers_results(
     report = export(ExportConfig(weights=str(weights), output=str(output)))
     assert len(report.rows) == 4
     assert all(row["diff"] <= 1e-4 for row in report.rows)
-    assert (output / "README.md").read_text() == f"{HEADING}\n\nthe card\n"
+    card = (output / "README.md").read_text()
+    assert card == f"{HEADING}\n\nthe card\n\n`student.onnx`: ONNX opset 20, ONNX IR version 9.\n"
     assert json.loads((output / "report.json").read_text())["steps"] == steps
 
     onnx_bytes, pt2_bytes = ((output / name).read_bytes() for name in ("student.onnx", "student.pt2"))
@@ -78,11 +79,13 @@ def test_brightness_is_an_input_with_a_default(tmp_path: Path, monkeypatch: pyte
     file = NetworkFile(network=network, brightness=0.45, facts={"num_steps": 1})
     weights, output = tmp_path / "student.safetensors", tmp_path / "exported"
     save_network(str(weights), file)
-    report = export(ExportConfig(weights=str(weights), output=str(output)))
+    report = export(ExportConfig(weights=str(weights), output=str(output), opset=18))
     assert len(report.rows) == 4
     assert all(row["diff"] <= 1e-4 for row in report.rows)
-    assert json.loads((output / "report.json").read_text())["steps"] == 1
-    assert "0.450 by default" in (output / "README.md").read_text()
+    facts = json.loads((output / "report.json").read_text())
+    assert (facts["steps"], facts["ONNX opset"], facts["ONNX IR version"]) == (1, 18, 8)
+    card = (output / "README.md").read_text()
+    assert "0.450 by default" in card and "ONNX opset 18, ONNX IR version 8" in card
     onnx_bytes, pt2_bytes = ((output / name).read_bytes() for name in ("student.onnx", "student.pt2"))
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
     with pytest.raises(ValueError, match="differs from torch by"):
@@ -166,6 +169,8 @@ def test_bad_input_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         export(config)
     with pytest.raises(ValueError, match="does not divide"):
         export(ExportConfig(weights=config.weights, output=config.output, steps=3))
+    with pytest.raises(ValueError, match="opset is 11, but must be from 16 to 23"):
+        ExportConfig(weights=config.weights, output=config.output, opset=11)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(ValueError, match=r"export needs onnxscript; install them with pip install"):
