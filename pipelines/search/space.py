@@ -17,7 +17,7 @@ Kind = Literal["uniform", "loguniform", "choice"]
 Values = dict[str, Any]
 """A trial's searched values, by dotted key of the distillation's config."""
 
-DIMENSION = re.compile(r"^\s*([a-z_.]+)\s*=\s*(uniform|loguniform|choice)\(([^()]*)\)\s*$")
+DIMENSION = re.compile(r"^\s*([a-z_.-]+)\s*=\s*(uniform|loguniform|choice)\(([^()]*)\)\s*$")
 TERM = re.compile(r"\s*([+-]?)\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([a-z_]+)\s*")
 # Settings that cannot be searched: locations, and whatever all trials must share to be comparable and to use one cache.
 FIXED = ("cache", "teacher", "output", "pairs", "lpips", "stages", "progressive", "trajectories", "segment")
@@ -75,9 +75,11 @@ def _parse_dimension(text: str, base: DistillConfig) -> Dimension:
     match = DIMENSION.match(text)
     if match is None:
         raise ValueError(f"space {text!r} must be KEY=uniform(a,b), KEY=loguniform(a,b) or KEY=choice(a,b,...)")
-    key, kind, words = match[1], match[2], [word.strip() for word in match[3].split(",")]
+    key, kind, words = key_of(match[1]), match[2], [word.strip() for word in match[3].split(",")]
     values = tuple(parse_value(base, key, word) for word in words)
     if kind == "choice":
+        twice = [word for word, value in zip(words, values, strict=True) if values.count(value) > 1]
+        require(not twice, f"space {text!r} has {' and '.join(twice)}, which are one value; give each value once")
         return Dimension(key, "choice", values)
     numbers = all(isinstance(value, float) for value in values)
     require(
@@ -85,7 +87,14 @@ def _parse_dimension(text: str, base: DistillConfig) -> Dimension:
         f"space {text!r} must have two rising limits of a fractional setting; use {key}=choice(...) for others",
     )
     require(kind == "uniform" or values[0] > 0, f"space {text!r} has the limit {words[0]}, but a logarithm needs > 0")
+    width = values[1] - values[0] if kind == "uniform" else math.log(values[1]) - math.log(values[0])
+    require(0 < width < math.inf, f"space {text!r} is a range that no number can be drawn from; give other limits")
     return Dimension(key, "uniform" if kind == "uniform" else "loguniform", values)
+
+
+def key_of(text: str) -> str:
+    """A setting's name, which may be written with hyphens as in its flag."""
+    return text.strip().replace("-", "_")
 
 
 def parse_value(base: DistillConfig, key: str, word: str) -> Any:
@@ -107,9 +116,11 @@ def parse_value(base: DistillConfig, key: str, word: str) -> Any:
         require(word in {"true", "false"}, f"{key} is {word!r}, but must be true or false")
         return word == "true"
     try:
-        return kind(word)
+        value = kind(word)
     except ValueError:
         raise ValueError(f"{key} is {word!r}, but must be {'a number' if kind is float else 'an integer'}") from None
+    require(not math.isnan(value), f"{key} is {word!r}, but must be a number")
+    return value
 
 
 def type_of(key: str) -> Any:
@@ -169,7 +180,8 @@ def parse_points(texts: Sequence[str], dimensions: Sequence[Dimension], base: Di
 def _parse_point(text: str, dimensions: Mapping[str, Dimension], base: DistillConfig) -> Values:
     point = {key: get_value(base, key) for key in dimensions}
     for part in text.split(","):
-        key, _, word = (piece.strip() for piece in part.partition("="))
+        name, _, word = (piece.strip() for piece in part.partition("="))
+        key = key_of(name)
         require(key in dimensions, f"points has {part!r}, but must be KEY=VALUE with KEY of {', '.join(dimensions)}")
         point[key] = parse_value(base, key, word)
     for key, value in point.items():

@@ -1,8 +1,10 @@
 """Tracking against a real MLflow server over HTTP: runs found again, a server that goes and comes, models."""
 
+import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -175,6 +177,16 @@ def test_what_cannot_work_is_said_clearly(server) -> None:
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(ValueError, match="'gone' was deleted"):
         open_run(config_of(server.uri, "gone"), "/x", {})
+
+
+def test_a_store_of_another_mlflow_is_refused_at_once_with_the_remedy(server, tmp_path: Path) -> None:
+    store = shutil.copy(server.folder / "mlflow.db", tmp_path / "old.db")
+    with contextlib.closing(sqlite3.connect(store)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '867495a8f9d4'")
+    uri = f"sqlite:///{store}"
+    message = rf"refuses \(its database is of another MLflow version; back it up and run 'mlflow db upgrade {uri}'"
+    with pytest.raises(ValueError, match=message):
+        open_run(config_of(uri, "old"), "/x", {})
 
 
 def test_switched_off_it_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

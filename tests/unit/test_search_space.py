@@ -71,11 +71,26 @@ def test_reads_every_kind_of_dimension() -> None:
         ("loss.perceptual=uniform(0,1)", "no backbone is given"),
         ("reflectance.range=choice(unit,other)", "must be one of unit, released"),
         ("optim.compile=choice(yes)", "must be true or false"),
+        ("refine_weight=choice(0.1,0.10)", "has 0.1 and 0.10, which are one value; give each value once"),
+        ("optim.batch-size=choice(8,16,8)", "has 8 and 8, which are one value"),
+        ("optim.learning_rate=uniform(1e-4,inf)", "a range that no number can be drawn from"),
+        ("optim.learning_rate=loguniform(1e-4,inf)", "a range that no number can be drawn from"),
+        ("loss.pixel=uniform(0,nan)", "loss.pixel is 'nan', but must be a number"),
+        ("loss.pixel=choice(nan)", "loss.pixel is 'nan', but must be a number"),
+        ("refine_weight=uniform(0.5,0.5)", "two rising limits"),
     ],
 )
 def test_refuses_what_cannot_be_searched(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_space([text], BASE)
+
+
+def test_names_may_have_hyphens_as_in_their_flags() -> None:
+    texts = ["optim.learning-rate=loguniform(1e-5,1e-3)", "refine-weight=choice(0,0.5)"]
+    space = parse_space(texts, BASE)
+    assert [dimension.key for dimension in space] == ["optim.learning_rate", "refine_weight"]
+    points = parse_points(["optim.learning-rate=1e-4,refine-weight=0.5"], space, BASE)
+    assert points == [{"optim.learning_rate": 1e-4, "refine_weight": 0.5}]
 
 
 def test_refuses_a_key_that_is_named_twice() -> None:

@@ -30,6 +30,9 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 # Logs at every attempt what the outbox logs once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
+# What MLflow says of a database whose schema is not that of its own version; it does so with status 500.
+OTHER_SCHEMA = "out-of-date database schema"
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,6 +44,9 @@ def translated_errors(uri: str) -> Iterator[None]:
     except (UnavailableError, RejectedError):
         raise
     except MlflowException as error:
+        if OTHER_SCHEMA in str(error):
+            remedy = f"back it up and run 'mlflow db upgrade {redact(uri)}', or use the version that made it"
+            raise RejectedError(f"its database is of another MLflow version; {remedy}") from error
         status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
         raise _kind_of(status)(_first_line(error)) from error
     except HTTPError as error:  # of a proxy, or of the store that artifacts are uploaded to
