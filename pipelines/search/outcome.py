@@ -40,7 +40,7 @@ def record_settings(config: TuneConfig, stream: Stream) -> None:
     settings |= {f"distill.{name}": value for name, value in settings.pop("distill").items()}
     for name in (*FREE_SETTINGS, *(f"distill.{name}" for name in FREE_DISTILL_SETTINGS)):
         settings.pop(name)
-    runs.record_settings(config.output, settings, stream, "sweep")
+    runs.record_settings(config.output, settings, runs.contents(config.distill, stream), "sweep")
 
 
 def trial_table(sweep: Sweep, results: Sequence[Result]) -> list[Row]:

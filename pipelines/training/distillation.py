@@ -261,7 +261,7 @@ def plan_distill(config: DistillConfig) -> Report:
     """The plan of `distill` (`--dry-run`); raises the same errors for inputs that cannot be used."""
     check_inputs(config)
     stream = make_stream(config)
-    runs.is_recorded(config.output, runs.with_records(runs.learned_settings(config), stream))
+    runs.is_recorded(config.output, {**runs.recorded_settings(config), **runs.contents(config, stream)})
     rows = [
         {
             "stage": f"{steps} -> {student_steps(steps)}",

@@ -44,43 +44,56 @@ def learned_settings(config: Any) -> dict[str, Any]:
 
 def recorded_settings(config: Any) -> dict[str, Any]:
     """The settings as they are recorded with weights: without URLs, which mean nothing elsewhere."""
-    return {name: value for name, value in learned_settings(config).items() if name not in PLACES}
+    return without_places(learned_settings(config))
+
+
+def without_places(settings: Settings) -> dict[str, Any]:
+    """Settings without the URLs of inputs, also those of a part (`distill.pairs`)."""
+    return {name: value for name, value in settings.items() if name.rpartition(".")[2] not in PLACES}
 
 
 def record_config(output: str, config: Any, stream: Stream) -> Settings:
-    """Writes the resolved config of a new run and the keys of its records, and returns both.
+    """Writes the resolved config of a new run and what its inputs hold.
+
+    Returns:
+        What a run is resumed by: settings and contents, but no places, so that inputs may move.
 
     Raises:
         ValueError: if the run was started with another config or other records, for example of another teacher.
     """
-    return record_settings(output, learned_settings(config), stream, "run")
+    return record_settings(output, learned_settings(config), contents(config, stream), "run")
 
 
-def record_settings(output: str, settings: Settings, stream: Stream, what: str) -> Settings:
-    """As `record_config`, for settings that are already selected; `what` names a run or a sweep in errors."""
-    settings = with_records(settings, stream)
-    if not is_recorded(output, settings, what):
+def record_settings(output: str, settings: Settings, held: Settings, what: str) -> Settings:
+    """As `record_config`, for settings and contents that are known; `what` names a run or a sweep in errors."""
+    wanted = {**without_places(settings), **held}
+    if not is_recorded(output, wanted, what):
         storage.check_writable(output)
         url = storage.join(output, CONFIG)
-        storage.write_bytes(url, json.dumps(settings, indent=1, sort_keys=True).encode())
-    return settings
+        storage.write_bytes(url, json.dumps({**settings, **held}, indent=1, sort_keys=True).encode())
+    return wanted
 
 
-def with_records(settings: Settings, stream: Stream) -> Settings:
-    """The settings, and the key of each stage's records."""
-    return {**settings, "records": [stage.key for stage in stream.stages]}
+def contents(config: Any, stream: Stream) -> Settings:
+    """What the inputs of a run hold, wherever they lie.
+
+    The key of each stage's records covers pairs, cache and teacher; other files have their SHA-256.
+    """
+    urls = {"init": [config.init] if getattr(config, "init", "") else [], "lpips": getattr(config, "lpips", ())}
+    files = {f"{name}_sha256": [storage.sha256(url) for url in found] for name, found in urls.items() if found}
+    return {"records": [stage.key for stage in stream.stages], **files}
 
 
-def is_recorded(output: str, settings: Settings, what: str = "run") -> bool:
-    """Whether these settings are recorded at an output.
+def is_recorded(output: str, wanted: Settings, what: str = "run") -> bool:
+    """Whether a run or sweep with these settings and contents is recorded at an output.
 
     Raises:
-        ValueError: if other settings are.
+        ValueError: if one with others is.
     """
     url = storage.join(output, CONFIG)
     if not storage.exists(url):
         return False
-    shards.require_match(json.loads(storage.read_bytes(url)), settings, f"the {what} at {output}")
+    shards.require_match(without_places(json.loads(storage.read_bytes(url))), wanted, f"the {what} at {output}")
     return True
 
 

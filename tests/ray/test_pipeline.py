@@ -75,10 +75,14 @@ def test_a_killed_training_goes_on_to_the_same_weights_bit_for_bit(
     assert (output / "teacher.safetensors").read_bytes() == Path(weights_of(taught)).read_bytes()
 
 
-def test_a_run_is_not_continued_with_another_config(taught: TeacherConfig) -> None:
+def test_a_run_is_not_continued_with_another_config_but_its_pairs_may_move(
+    taught: TeacherConfig, tmp_path: Path
+) -> None:
     other = replace(taught, optim=replace(taught.optim, learning_rate=0.5))
     with pytest.raises(ValueError, match=r"optim is .*0\.0001.*asked for .*0\.5"):
         train_teacher(other)
+    moved = shutil.copytree(taught.pairs, tmp_path / "moved")
+    assert train_teacher(replace(taught, pairs=str(moved))).title.startswith("The teacher is already trained")
 
 
 def test_a_cache_holds_every_record_once_in_the_stated_size(tiny_cache: Tiny) -> None:
