@@ -12,16 +12,16 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 import tyro
-from rich.console import Console
 
 from pipelines import reporting
 from pipelines.config import presets
-from pipelines.redaction import redact
+from pipelines.console import warn
+from pipelines.redaction import printable, redact
 from pipelines.reporting import Report
+from pipelines.texts import read_text
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 # The lines and corners of the boxes that the flag parser draws around its errors; dashes where stdout is not UTF-8.
@@ -64,7 +64,7 @@ class Sources:
 
     Attributes:
         preset: name of a preset of the job; empty is none.
-        config: path of a TOML file with settings; empty is none.
+        config: path or URL of a TOML file with settings; empty is none.
         dry_run: show the plan and stop.
         shared_folder: a folder that all machines of a cluster mount.
     """
@@ -103,7 +103,7 @@ def start_ray(job: Job[Config], config: Config, sources: Sources) -> None:
 
 def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     """Prints an error without credentials on standard error, and exits."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {redact(message)}", markup=False)
+    warn(f"error: {printable(redact(message))}")
     raise SystemExit(status)
 
 
@@ -152,12 +152,14 @@ def description(job: Job[Config]) -> str:
     )
 
 
-def read_toml(path: str) -> Mapping[str, Any]:
-    """The tables of a TOML file; raises ValueError if it is not valid."""
+def read_toml(url: str) -> Mapping[str, Any]:
+    """The tables of a TOML file; raises ValueError if it is missing or not valid."""
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(read_text(url))
+    except FileNotFoundError:
+        raise ValueError(f"config is {url}, but there is no such file; give the path or URL of a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML ({error}); mend that line") from None
+        raise ValueError(f"{url} is not valid TOML ({error}); mend that line") from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

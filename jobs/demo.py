@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from jobs import distill, evaluate, ingest, precompute, train_teacher
 from jobs.cli import Job, main
 from jobs.demo_photographs import write_photographs
 from pipelines import reporting, storage
+from pipelines.console import make_console
 from pipelines.reporting import Row
 from pipelines.training.teacher import WEIGHTS
 
@@ -78,10 +78,10 @@ def demo(output: str = "runs/demo") -> None:
     Args:
         output: Folder of everything that the demo makes.
     """
-    console, started = Console(highlight=False), time.perf_counter()
+    console, started = make_console(), time.perf_counter()
     write_photographs(f"{output}/photographs")
     for job, flags in commands(output):
-        console.print(f"\n[bold]$ python jobs/{job.name}.py {flags}[/bold]", soft_wrap=True)
+        console.print(f"\n$ python jobs/{job.name}.py {flags}", style="bold", soft_wrap=True)
         main(job, shlex.split(flags))
     console.print("", *add_verdict(output), sep="\n", soft_wrap=True)
     console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes.")

@@ -8,16 +8,19 @@ photograph is rejected with its reason.
 import hashlib
 import io
 import struct
+import threading
 import zlib
+from collections.abc import Callable
 from tokenize import TokenError
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pipelines import raw
-from pipelines.formats import FORMAT_OF, OPTIONAL, is_heif, is_raw, lacks, readable
+from pipelines.formats import FORMAT_OF, OPTIONAL, TIFF_STARTS, is_heif, is_raw, lacks, readable
 from reddit_core.pixels import Pixels
 
 # A phone's JPEG whose first frame is the photograph, followed by auxiliary pictures.
@@ -27,12 +30,19 @@ EXTENSIONS = (*FORMAT_OF, ".npy")
 SUBFILE_TYPE, REDUCED = 254, 1
 FINGERPRINT_ROWS = 16
 NPY_MAGIC = b"\x93NUMPY"
+# Bytes of text and of colour profiles in a PNG, unpacked; cameras and editors put whole histories there.
+MOST_PNG_TEXT = 2**26
 # Errors of Pillow's decoders for damaged files (found by truncating files and flipping bytes).
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 # By default Pillow frees the memory of every image, and paging in fresh memory for the next one costs up to a quarter
 # of the time of decoding it. So it keeps this many blocks of at most 16 MB. This setting applies to the whole process.
 Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_PNG_TEXT
+
+Decoded = TypeVar("Decoded")
+# Held while Pillow reads files without their end: its switch for that is one of the whole process.
+_TRUNCATED = threading.Lock()
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -64,7 +74,7 @@ def load(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError(unknown_format(data)) from None
     except DAMAGE as error:
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(why_damaged(error)) from None
     if image.mode in ("I", "F"):
         raise ValueError(f"its {image.mode}-mode pixels (32 bits) have no stated range; save it with 8 or 16 bits")
     return image
@@ -84,7 +94,15 @@ def unknown_format(data: bytes) -> str:
     """Why Pillow does not know an image, for people."""
     if is_heif(data) and (reason := lacks("HEIF")):
         return f"it is a HEIF photograph: {reason}"
-    return f"it is not an image in one of {', '.join(readable())}"
+    if not data.startswith(TIFF_STARTS):
+        return f"it is not an image in one of {', '.join(readable())}"
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            found = f"{page.samplesperpixel} channels of {page.dtype}"
+    except (*DAMAGE, tifffile.TiffFileError, IndexError) as error:
+        return f"it is a damaged TIFF ({error})"
+    return f"it is a TIFF with {found}, but must be grey or RGB of 8 or 16 bits; save it as that"
 
 
 def is_single(image: Image.Image) -> bool:
@@ -121,6 +139,45 @@ def reduced(pixels: Pixels, side: int) -> NDArray[np.uint8]:
     image = Image.fromarray(to_8_bit(pixels))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image)
+
+
+def why_damaged(error: Exception) -> str:
+    """The reason why Pillow cannot decode a file."""
+    reason = str(error) or type(error).__name__
+    return f"{reason}; --allow-truncated reads what is there" if is_cut_off(error) else reason
+
+
+def is_cut_off(error: Exception) -> bool:
+    """Whether Pillow's message says that a file ends too early."""
+    return "truncated" in str(error).lower()
+
+
+def with_or_without_end(decode: Callable[[], Decoded], *, allow_truncated: bool) -> Decoded:
+    """What `decode` makes of a file with Pillow; with `allow_truncated` also of one without its end, as far as it goes.
+
+    What is missing is grey or black.
+    """
+    try:
+        return decode()
+    except ValueError as error:
+        if not (allow_truncated and is_cut_off(error)):
+            raise
+    with _TRUNCATED:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True  # of this process, all of whose files may be read so
+        try:
+            return decode()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def mended(data: bytes) -> bytes:
+    """A file as it is; of one without its end a PNG of what is there, so that everybody can decode it."""
+    try:
+        load(data)
+    except ValueError as error:
+        if is_cut_off(error):
+            return encode_png(to_rgb(with_or_without_end(lambda: load(data), allow_truncated=True)))
+    return data
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -8,6 +8,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from pipelines.console import make_console
+from pipelines.redaction import printable
 
 EVERY_S = 10.0
 MINUTE_S, HOUR_S = 60.0, 3600.0
@@ -32,7 +36,7 @@ class Progress:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.what, self.total, self.unit, self.clock = what, total, unit, clock
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or make_console(soft_wrap=True)
         self.done, self.started, self.shown = 0, clock(), 0.0
         columns = (
             TextColumn("{task.description}"),
@@ -74,7 +78,7 @@ class Progress:
 
     def print(self, line: str) -> None:
         """A line of its own, above the bar."""
-        self.console.print(line, markup=False)
+        self.console.print(Text(printable(line)))
 
 
 def describe(left: int, unit: str, rate: float, note: str = "") -> str:

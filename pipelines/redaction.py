@@ -1,4 +1,4 @@
-"""Removes credentials from texts and settings before they are shown or stored."""
+"""Makes texts and settings fit to be shown or stored: without credentials, and printable."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,11 @@ def redact(text: str) -> str:
     """Replaces the credentials in the URLs of a text by `***`."""
     text = USER_INFO.sub(HIDDEN, text)
     return QUERY_FIELD.sub(lambda m: f"{m[1]}={HIDDEN}" if SECRET_NAME.search(m[1]) else m[0], text)
+
+
+def printable(text: str) -> str:
+    """A text on one line: what cannot be printed, such as a line break or a byte that is not UTF-8, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def redact_tree(value: Any) -> Any:

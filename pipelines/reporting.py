@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines import storage
-from pipelines.redaction import redact, redact_tree
+from pipelines.console import make_console
+from pipelines.redaction import printable, redact, redact_tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
@@ -40,24 +42,29 @@ class Report:
 
 def show(report: Report, console: Console | None = None) -> None:
     """Prints the report's title, its rows as a table, and its facts, without credentials of URLs."""
-    console, title = console or make_console(), redact(report.title)
+    console, title = console or report_console(), as_text(report.title)
     if report.rows:
         table = Table(title=title, title_justify="left")
         for name in report.rows[0]:
             table.add_column(name, justify="left" if isinstance(report.rows[0][name], str) else "right")
         for row in report.rows:
-            table.add_row(*(redact(format_value(value)) for value in row.values()))
+            table.add_row(*(as_text(value) for value in row.values()))
         console.print(table)
     else:
         console.print(title)
     for name, value in report.facts.items():
-        console.print(f"  {name}: {redact(format_value(value))}", soft_wrap=True, highlight=False)
+        console.print(as_text(f"  {name}: {format_value(value)}"), soft_wrap=True)
 
 
-def make_console() -> Console:
+def report_console() -> Console:
     """A console on standard output: as wide as the terminal, or 200 characters where it is not one."""
-    console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
+    console = make_console()
+    return console if console.is_terminal else make_console(width=LOG_WIDTH)
+
+
+def as_text(value: Any) -> Text:
+    """A value as it is printed: on one line, without credentials; in text, brackets are not taken for markup."""
+    return Text(printable(redact(format_value(value))))
 
 
 def format_value(value: Any) -> str:

@@ -64,6 +64,8 @@ class IngestConfig:
     """Most pairs in one shard."""
     max_bad: float = 0.05
     """Share of broken pairs past which the job fails (what was written is kept)."""
+    allow_truncated: bool = False
+    """Use images without their end too, as far as they go."""
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     """The low-light model (layout degrade)."""
     degrade_seed: int = 0

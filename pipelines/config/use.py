@@ -125,6 +125,8 @@ class EnhanceConfig(StudentConfig):
     """Seed of the sampler's noise."""
     compare: bool = False
     """Also write the input and the result side by side."""
+    allow_truncated: bool = False
+    """Enhance photographs without their end too, as far as they go."""
     max_megapixels: float = 250.0
     """Largest photograph; a megapixel needs about 30 MB of memory, twice that with 16 bits."""
 
@@ -158,15 +160,15 @@ class ExportConfig:
     gain: float = 0.0
     """Exposure gain of every image that such a program hands over, so that its tiles agree; 0 takes for each the one
     that leads to the weights' brightness."""
-
-    def __post_init__(self) -> None:
     opset: int = 20
     """Version of ONNX's operators; an older runtime may need a lower one (ONNX Runtime 1.12 reads 17)."""
+
+    def __post_init__(self) -> None:
         make_absolute(self, "weights", "output")
-        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
-        require(self.gain >= 0, f"gain is {self.gain}, but must be above 0; 8 suits a photograph 3 stops too dark")
         lowest, highest = OPSETS
         require(lowest <= self.opset <= highest, f"opset is {self.opset}, but must be from {lowest} to {highest}")
+        require(self.steps >= 0, f"steps is {self.steps}, but must be at least 1; 0 takes what the weights say")
+        require(self.gain >= 0, f"gain is {self.gain}, but must be above 0; 8 suits a photograph 3 stops too dark")
         if not self.host:
             reject_unused(self, ("gain",), "it is used with --host only; add that, or leave it out")
 

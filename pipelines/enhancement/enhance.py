@@ -1,6 +1,5 @@
 """Enhances photographs at any URL with a student: one in, one out."""
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhancer import Enhancer
 from pipelines.enhancement.photo_files import megapixels_of
 from pipelines.enhancement.photograph import TooLargeError
-from pipelines.enhancement.work import SETTINGS, Work, find_work, is_one_photograph
+from pipelines.enhancement.work import Work, find_work, is_one_photograph, write_settings
 from pipelines.progress import Progress
 from pipelines.reporting import Report
 from pipelines.threads import torch_threads
@@ -24,6 +23,7 @@ from pipelines.weights import load_student
 MEASURED_SIDE = 128
 # Bytes that hold the header of nearly every photograph; the plan reads so many of them at a time.
 HEADER_BYTES, READERS = 2**18, 16
+MOST_SAMPLES = 8
 
 
 def needs_ray(config: EnhanceConfig) -> bool:
@@ -45,15 +45,16 @@ def enhance(config: EnhanceConfig) -> Report:
     rows = start(config, work) if work.missing else iter(())
     if not config.writes_one_file:
         storage.check_writable(config.output)
-        storage.write_bytes(storage.join(config.output, SETTINGS), json.dumps(work.settings, indent=1).encode())
+        write_settings(config, work)
+        rows = sampled(config, work, rows)
     started = time.perf_counter()
     results = gather(rows, len(work.missing))
-    bad = sorted((row["name"], row["reason"]) for row in results if row["reason"])
+    bad = sorted([*work.unusable.items(), *((row["name"], row["reason"]) for row in results if row["reason"])])
     good = [row for row in results if not row["reason"]]
     report = summarize(config, work, good, bad, time.perf_counter() - started)
     if report.url:
         reporting.save(report)
-    if len(bad) == len(work.names):
+    if len(bad) == work.num_photographs:
         raise ValueError(f"none of the {len(bad)} photographs can be enhanced; {bad[0][0]}: {bad[0][1]}")
     return report
 
@@ -69,6 +70,18 @@ def start(config: EnhanceConfig, work: Work) -> Iterator[Mapping[str, Any]]:
         raise ValueError("compute.gpu is yes, but torch finds no GPU here; use --compute.gpu auto or no")
     enhancer = Enhancer(config, work, device)
     return map(enhancer.process, work.missing)
+
+
+def sampled(config: EnhanceConfig, work: Work, rows: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Passes rows on, and records the SHA-256 of a few enhanced photographs with the settings.
+
+    By them the photographs are recognized in another place.
+    """
+    for row in rows:
+        if row["sha256"] and len(work.settings["samples"]) < MOST_SAMPLES:
+            work.settings["samples"][row["name"]] = row["sha256"]
+            write_settings(config, work)
+        yield row
 
 
 def gather(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping[str, Any]]:
@@ -115,10 +128,10 @@ def summarize(
         "megapixels": megapixels,
         "network seconds per megapixel": sum(row["seconds"] for row in good) / megapixels if good else None,
         **{f"left out: {name}": reason for name, reason in bad},
-        **{f"not read: {name}": reason for name, reason in work.not_read.items()},
+        **work.facts,
         **{f"not kept: {row['name']}": row["notes"] for row in good if row["notes"]},
     }
-    title = "Enhanced" if work.missing else "Already done: every photograph is enhanced"
+    title = "Enhanced" if work.missing or bad else "Already done: every photograph is enhanced"
     url = "" if config.writes_one_file else config.output
     return Report(title=f"{title}: {config.output}", rows=rows, facts=facts, url=url)
 
@@ -128,10 +141,10 @@ def plan_enhance(config: EnhanceConfig) -> Report:
     work = find_work(config)
     with ThreadPoolExecutor(READERS) as pool:
         sizes = dict(zip(work.missing, pool.map(lambda name: look_at(config, work, name), work.missing), strict=True))
-    bad = {name: size for name, size in sizes.items() if isinstance(size, str)}
+    bad = {**work.unusable, **{name: size for name, size in sizes.items() if isinstance(size, str)}}
     megapixels = sum(size for size in sizes.values() if not isinstance(size, str))
     rows = [
-        {"photographs": "to enhance", "count": len(work.missing) - len(bad)},
+        {"photographs": "to enhance", "count": sum(not isinstance(size, str) for size in sizes.values())},
         {"photographs": "done before", "count": len(work.names) - len(work.missing)},
         {"photographs": "left out", "count": len(bad)},
     ]
@@ -141,14 +154,14 @@ def plan_enhance(config: EnhanceConfig) -> Report:
         "minutes on one CPU worker, about": megapixels * seconds_per_megapixel(config, work.steps) / 60,
         f"above {config.tile} x {config.tile} pixels": "tiled, which takes two to five times as long",
         **{f"left out: {name}": reason for name, reason in bad.items()},
-        **{f"not read: {name}": reason for name, reason in work.not_read.items()},
+        **work.facts,
     }
     return Report(title=f"Plan of enhance: {work.root} to {config.output}", rows=rows, facts=facts)
 
 
 def look_at(config: EnhanceConfig, work: Work, name: str) -> float | str:
     """A photograph's megapixels by its header, or why it would be left out as far as the header tells."""
-    url = storage.join(work.root, name)
+    url = work.url_of(name)
     try:
         if formats.format_of(name) not in ("RAW", "TIFF"):  # whose header may be anywhere
             try:

@@ -1,6 +1,7 @@
 """Reads, enhances and writes photographs: in this process, or as the actor of a pool."""
 
 import errno
+import hashlib
 import io
 import threading
 import time
@@ -12,20 +13,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines import formats, storage
+from pipelines import formats, images, retries, storage
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.metadata import fit_metadata
 from pipelines.enhancement.photo_files import in_format, read_photograph, write_photograph
 from pipelines.enhancement.photograph import Photograph
 from pipelines.enhancement.work import Work, urls_of_results
 from pipelines.images import reduced
+from pipelines.redaction import printable
 from pipelines.threads import torch_threads
 from pipelines.weights import load_student
 from reddit_core.pixels import Pixels
 
 COMPARISON_SIDE = 2048
-# Read errors that concern one file: a bad sector, a name that is too long, a cycle of links.
-OF_A_FILE = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
+# Read errors that concern one file: a bad sector, a cycle of links.
+OF_A_FILE = (errno.EIO, errno.ELOOP)
 
 
 class Enhancer:
@@ -38,47 +40,63 @@ class Enhancer:
         self.network_is_free = threading.Lock()
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
-        row = self.process(self.work.missing[int(batch["id"][0])])
+        number = int(batch["id"][0])
+        row = {**self.process(self.work.missing[number]), "name": "", "id": number}  # Arrow cannot hold every name
         return {column: [value] for column, value in row.items()}
 
     def process(self, name: str) -> dict[str, Any]:
         """A row for the driver: a photograph's figures, the `reason` why it was left out, or the error of storage."""
         try:
-            photograph = self.read(name)
+            photograph, sha256 = self.read(name)
             pixels, seconds = self.enhance(photograph.pixels)
             notes = self.write(name, photograph, pixels)
         except ValueError as error:
-            return outcome(name, reason=str(error))
+            return outcome(name, reason=printable(str(error)))
         except OSError as error:  # reported by the driver, as one line
-            return outcome(name, of_storage=str(error) or type(error).__name__)
+            return outcome(name, of_storage=printable(str(error)) or type(error).__name__)
         megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
-        return outcome(name, megapixels=megapixels, seconds=seconds, notes="; ".join(notes))
+        return outcome(name, sha256=sha256, megapixels=megapixels, seconds=seconds, notes="; ".join(notes))
 
-    def read(self, name: str) -> Photograph:
-        """Reads a photograph.
+    def read(self, name: str) -> tuple[Photograph, str]:
+        """Reads a photograph; returns also the SHA-256 of its file.
 
         Raises:
             ValueError: if it is broken, or storage has the file but cannot read it.
             OSError: if storage fails.
         """
         try:
-            data = storage.read_bytes(storage.join(self.work.root, name))
-            return read_photograph(data, self.config.max_megapixels)
+            data = storage.read_bytes(self.work.url_of(name))
+            photograph = images.with_or_without_end(
+                lambda: read_photograph(data, self.config.max_megapixels), allow_truncated=self.config.allow_truncated
+            )
+            return photograph, hashlib.sha256(data).hexdigest()
         except OSError as error:
-            if isinstance(error, storage.PERMANENT_ERRORS) or error.errno in OF_A_FILE:
+            of_the_file = error.errno in OF_A_FILE or retries.refuses_name(error)
+            if isinstance(error, retries.PERMANENT_ERRORS) or of_the_file:
                 raise ValueError(f"it cannot be read ({type(error).__name__}: {error.strerror or error})") from None
             raise
 
     def write(self, name: str, photograph: Photograph, pixels: Pixels) -> tuple[str, ...]:
-        """Writes the result, and says what of the photograph's metadata its format has no room for."""
+        """Writes the result, and says what of the photograph's metadata its format has no room for.
+
+        Raises:
+            ValueError: if the output cannot hold a file of its name.
+            OSError: if storage fails.
+        """
         result, *comparison = urls_of_results(self.config, name)
-        if comparison:
-            storage.write_bytes(comparison[0], side_by_side(photograph.pixels, pixels))
+        files = {url: side_by_side(photograph.pixels, pixels) for url in comparison}
         if self.config.writes_one_file:
             photograph, pixels = in_format(photograph, pixels, formats.format_of(self.config.output))
         photograph, notes = fit_metadata(photograph)
         # Last, since a photograph counts as done when this file is there.
-        storage.write_bytes(result, write_photograph(photograph, pixels))
+        files[result] = write_photograph(photograph, pixels)
+        try:
+            for url, data in files.items():
+                storage.write_bytes(url, data)
+        except OSError as error:
+            if retries.refuses_name(error):
+                raise ValueError(f"the output cannot hold a file of this name ({error.strerror}); rename it") from None
+            raise
         return notes
 
     def enhance(self, pixels: Pixels) -> tuple[Pixels, float]:
@@ -101,13 +119,14 @@ def outcome(
     *,
     reason: str = "",
     of_storage: str = "",
+    sha256: str = "",
     megapixels: float = 0.0,
     seconds: float = 0.0,
     notes: str = "",
 ) -> dict[str, Any]:
     """A row of `Enhancer.process`."""
     figures = {"megapixels": megapixels, "seconds": seconds, "notes": notes}
-    return {"name": name, "reason": reason, "of_storage": of_storage, **figures}
+    return {"name": name, "reason": reason, "of_storage": of_storage, "sha256": sha256, **figures}
 
 
 def side_by_side(before: Pixels, after: Pixels) -> bytes:

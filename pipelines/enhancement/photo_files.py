@@ -19,7 +19,7 @@ from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownF
 from pipelines.enhancement.sixteen_bit import is_16_bit, read_16_bit
 from pipelines.enhancement.sixteen_bit_writing import encode_png, encode_tiff
 from pipelines.formats import is_raw
-from pipelines.images import DAMAGE, PHONE_JPEG, is_single, open_image, to_8_bit, unknown_format
+from pipelines.images import DAMAGE, PHONE_JPEG, is_single, open_image, to_8_bit, unknown_format, why_damaged
 from reddit_core.brightness import GRAY_WEIGHTS
 from reddit_core.pixels import Pixels
 
@@ -65,7 +65,7 @@ def _reasons(data: bytes) -> Iterator[None]:
     except (TooLargeError, UnknownFormatError):
         raise
     except DAMAGE as error:
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(why_damaged(error)) from None
 
 
 def check_size(width: int, height: int, max_megapixels: float) -> float:

@@ -28,10 +28,10 @@ def enhance_on_ray(config: EnhanceConfig, work: Work) -> Iterator[Mapping[str, A
 
 
 def _rows(config: EnhanceConfig, work: Work) -> Iterator[Mapping[str, Any]]:
-    parts = (replace(work, names=(), missing=part, not_read={}) for part in rounds(work.missing))
+    parts = (replace(work, names=(), missing=part, not_read={}, unusable={}) for part in rounds(work.missing))
     with failures.user_errors("enhancement", kept="what was enhanced is kept"), without_restart_notice():
         for part in parts:
-            yield from enhancing(config, part).iter_rows()
+            yield from ({**row, "name": part.missing[row["id"]]} for row in enhancing(config, part).iter_rows())
 
 
 def enhancing(config: EnhanceConfig, work: Work) -> ray.data.Dataset:

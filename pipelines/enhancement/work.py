@@ -4,12 +4,14 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines import formats, shards, storage
 from pipelines.config.use import EnhanceConfig
 from pipelines.redaction import redact
+from pipelines.retries import PERMANENT_ERRORS
+from pipelines.source_files import Listing, list_source
 from pipelines.weights import load_hashed_network
 from reddit_core.student import check_tone, sampling_steps
 
@@ -28,6 +30,9 @@ class Work:
         not_read: the other files, with the reason.
         steps: sampling steps.
         settings: everything that decides the results; stored with them.
+        unusable: photographs and folders that cannot be read by their names, with the reason.
+        not_users: the images that programs made, in words; empty if there are none.
+        single: URL of the only photograph, which may have a query after its name; empty for a folder.
     """
 
     root: str
@@ -36,6 +41,24 @@ class Work:
     not_read: Mapping[str, str]
     steps: int
     settings: Mapping[str, Any]
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    not_users: str = ""
+    single: str = ""
+
+    @property
+    def num_photographs(self) -> int:
+        """Photographs and folders, those that cannot be used included."""
+        return len(self.names) + len(self.unusable)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What else lies below the source, for a report."""
+        not_users = {"images that programs made, left out": self.not_users} if self.not_users else {}
+        return {**not_users, **{f"not read: {name}": reason for name, reason in self.not_read.items()}}
+
+    def url_of(self, name: str) -> str:
+        """URL of a photograph."""
+        return self.single or storage.join(self.root, name)
 
 
 def find_work(config: EnhanceConfig) -> Work:
@@ -47,62 +70,111 @@ def find_work(config: EnhanceConfig) -> Work:
     file, sha256 = load_hashed_network(config.weights)
     check_tone(file, **config.asked_tone)
     steps = sampling_steps(file, config.steps, config.weights)
-    root, files = list_source(config)
-    reasons = {name: formats.not_read(name) for name in files}
-    names = [name for name in files if not reasons[name]]
+    root, listing = list_photographs(config)
+    reasons = {name: formats.not_read(name) for name in (*listing.images, *listing.others)}
+    names = [name for name in listing.images if not reasons[name]]
     not_read = {name: reason for name, reason in reasons.items() if reason}
-    if not names:
-        name, reason = next(iter(not_read.items()))
-        raise ValueError(f"{config.source} holds no photograph that is read; {name}: {reason}")
+    if not names and not listing.unusable:
+        found = "; ".join(f"{name}: {reason}" for name, reason in list(not_read.items())[:1])
+        raise ValueError(f"{config.source} holds no photograph that is read; {found or listing.describe_not_users()}")
     settings = {
-        "photographs": redact(root),
         "weights_sha256": sha256,
         "steps": steps,
         **{name: getattr(config, name) for name in ("seed", "tile", "overlap", "precision")},
         **config.asked_tone,
+        **({"allow_truncated": True} if config.allow_truncated else {}),
     }
     results = Counter(results_of(config, name)[0] for name in names)
     if twice := [result for result, count in results.items() if count > 1]:
         raise ValueError(f"two photographs of {config.source} have the result {twice[0]}; rename one of them")
+    single = "" if root == storage.resolve(config.source) else storage.resolve(config.source)
+    work = Work(
+        root,
+        names,
+        names,
+        not_read,
+        steps,
+        {**settings, "photographs": redact(root), "samples": {}},
+        unusable=listing.unusable,
+        not_users=listing.describe_not_users() or "",
+        single=single,
+    )
     if config.writes_one_file:
-        if len(files) > 1 or root == config.source:
+        if not single:
             raise ValueError(f"output {config.output} is one file, but {config.source} is a folder; give a folder")
-        return Work(root, names, names, not_read, steps, settings)
+        return work
     present = set(storage.list_files(config.output))
     if SETTINGS in present:
         made = json.loads(storage.read_bytes(storage.join(config.output, SETTINGS)))
+        place, samples = made.pop("photographs", ""), made.pop("samples", {})
         shards.require_match(made, settings, f"what was enhanced at {config.output}")
+        if place != redact(root) and (samples or present.intersection(results)):
+            check_same_photographs(config, work, samples)
+        work = replace(work, settings={**work.settings, "samples": samples})
     elif taken := present.intersection(results):
         raise ValueError(f"{config.output} holds a file {min(taken)}, and no job made it; give another folder")
-    missing = [name for name in names if not set(results_of(config, name)) <= present]
-    return Work(root, names, missing, not_read, steps, settings)
+    return replace(work, missing=[name for name in names if not set(results_of(config, name)) <= present])
 
 
-def list_source(config: EnhanceConfig) -> tuple[str, list[str]]:
-    """The folder of the source, and the files below it by relative name; of a single file, its own folder and name.
+def list_photographs(config: EnhanceConfig) -> tuple[str, Listing]:
+    """The folder of the source and what lies below it; of a single photograph, its own folder and name.
 
     Raises:
-        ValueError: if there is nothing, results would land among the photographs, or a name leaves the output.
+        ValueError: if there is nothing, or results would land among the photographs.
     """
     source, output = storage.resolve(config.source), storage.resolve(config.output)
-    files = storage.list_files(source)
-    root = source if files else posixpath.dirname(source)
-    if not files and not storage.exists(source):
+    single = storage.is_file(source)
+    root, name = storage.split_file(source) if single else (source, "")
+    if single:
+        listing = Listing(images=[name]) if formats.format_of(name) else Listing(others=[name])
+    else:
+        listing = list_source(source, tuple(formats.FORMAT_OF))
+    if listing.is_empty and not storage.exists(source):
         raise ValueError(f"there is nothing at {source}; give the URL of a photograph or of a folder of them")
-    if output in (root, source) or (files and output.startswith(source + "/")):
+    if output in (root, source) or (not single and output.startswith(source + "/")):
         raise ValueError(
             f"output {output} lies in the folder of the photographs, whose names it would take; give another folder"
         )
-    for name in files:
-        storage.join(output, name)  # an object store's keys may hold any text
-        if config.compare and name.startswith(f"{COMPARISONS}/"):
-            raise ValueError(f"{name} lies where --compare puts its pictures; rename {COMPARISONS} at {source}")
-    return root, files or [posixpath.basename(source)]
+    taken = [name for name in listing.images if config.compare and name.startswith(f"{COMPARISONS}/")]
+    if taken:
+        raise ValueError(f"{taken[0]} lies where --compare puts its pictures; rename {COMPARISONS} at {source}")
+    return root, listing
+
+
+def check_same_photographs(config: EnhanceConfig, work: Work, samples: Mapping[str, str]) -> None:
+    """Raises a ValueError if photographs that were enhanced have changed, or none of them is there.
+
+    Args:
+        config: of the job.
+        work: the photographs, which have moved.
+        samples: SHA-256 of some that were enhanced, by name.
+    """
+    present = samples.keys() & set(work.names)
+    changed = sorted(name for name in present if hash_of(work.url_of(name)) != samples[name])
+    if changed or not present:
+        which = f"{changed[0]} is not the one" if changed else "there is none of those"
+        raise ValueError(
+            f"{config.output} holds results of other photographs than {redact(config.source)}: {which} that was "
+            "enhanced; give another output"
+        )
+
+
+def hash_of(url: str) -> str:
+    """SHA-256 of a photograph; empty if it cannot be read."""
+    try:
+        return storage.sha256(url)
+    except PERMANENT_ERRORS:
+        return ""
+
+
+def write_settings(config: EnhanceConfig, work: Work) -> None:
+    """Stores the settings beside the results."""
+    storage.write_bytes(storage.join(config.output, SETTINGS), json.dumps(work.settings, indent=1).encode())
 
 
 def is_one_photograph(config: EnhanceConfig) -> bool:
     """Whether the source is a file, and not a folder."""
-    return bool(formats.format_of(config.source)) and not storage.list_files(config.source)
+    return bool(formats.format_of(storage.split_file(config.source)[1])) and storage.is_file(config.source)
 
 
 def results_of(config: EnhanceConfig, name: str) -> list[str]:

@@ -13,36 +13,32 @@ import torch
 from pipelines import reporting, shards, storage
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.index import IndexRow, read_index, write_index
-from pipelines.pairs.layouts import PairSource
+from pipelines.pairs.inventory import Inventory, read_one, take_inventory
+from pipelines.pairs.matching import PairSource
 from pipelines.pairs.ray_tasks import (
     DIGITS,
     PIECES,
     SURVEY,
-    Darkening,
     ShardResult,
     Surveyed,
-    darken,
-    fetch,
-    pair_row,
-    survey_one,
     usable_cpus,
 )
 from pipelines.pairs.scenes import Assignment
 from pipelines.pairs.steps import (
     QUARANTINE,
-    Inventory,
     assign_splits,
     check_share,
     clear_folder,
     plan_pair_shards,
     run_shards,
     run_survey,
-    take_inventory,
     write_quarantine,
 )
 from pipelines.reporting import Report
 from pipelines.shards import Manifest
+from pipelines.source_files import evenly
 from reddit_core.brightness import LEAST_LUMA
+from reddit_core.pixels import SSIM_WINDOW
 from reddit_core.tone import contrast_features, fit_contrast, tone_gain
 
 DUPLICATES = "duplicates.jsonl"
@@ -76,8 +72,15 @@ def ingest(config: IngestConfig) -> Report:
     quarantine(inventory, broken, assignment)
     manifest = commit(inventory, results, surveyed, assignment, broken)
     num_new, seconds = sum(len(result.pairs) for result in results), time.perf_counter() - started
-    figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
+    figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds, **small_pairs(usable)}
     return finish(config, summary(inventory, manifest, "ingested" if num_new else "already done", figures))
+
+
+def small_pairs(surveyed: Iterable[Surveyed]) -> dict[str, str]:
+    """A fact on pairs that later jobs train on, but cannot judge as a whole; empty if there are none."""
+    small = sorted(row.pair_id for row in surveyed if min(row.width, row.height) < SSIM_WINDOW)
+    name = f"pairs below {SSIM_WINDOW} pixels a side, which have no SSIM and no LPIPS"
+    return {name: f"{len(small)}, such as {small[0]}"} if small else {}
 
 
 def broken_before_writing(inventory: Inventory, surveyed: Mapping[str, Surveyed]) -> dict[str, str]:
@@ -172,7 +175,7 @@ def clear(output: str, manifest: Manifest) -> None:
 def summary(inventory: Inventory, manifest: Manifest, title: str, figures: Mapping[str, Any] | None = None) -> Report:
     """The job's report: pairs, scenes and shards per split, and the pairs that are in no shard."""
     output, counts = inventory.config.output, manifest.facts
-    facts = {"key": manifest.key, "broken": counts["broken"], "left out": counts["left_out"]}
+    facts = {"key": manifest.key, "broken": counts["broken"], "left out": counts["left_out"], **inventory.notes}
     if counts["broken"] or counts["left_out"]:
         facts["reasons"] = storage.join(output, QUARANTINE)
     if inventory.num_gone:
@@ -244,6 +247,7 @@ def plan_ingest(config: IngestConfig) -> Report:
         "already ingested": len(inventory.known),
         "to ingest": len(whole),
         "broken as listed": len(inventory.sources) - len(whole),
+        **inventory.notes,
         "shards, about": math.ceil(len(whole) / config.pairs_per_shard),
         "MB, about": sample.bytes_per_pair * len(whole) / 1e6,
         "minutes, about": sample.seconds_per_pair * len(whole) / cpus / 60,
@@ -269,15 +273,11 @@ class Sample:
 
 def measure(config: IngestConfig, pairs: Sequence[PairSource]) -> Sample:
     """Reads and checks up to `MOST_MEASURED_PAIRS` pairs as the job would, and measures that."""
-    step = max(1, len(pairs) // MOST_MEASURED_PAIRS)
-    darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
     sizes, seconds = [], 0.0
-    for pair in pairs[::step][:MOST_MEASURED_PAIRS]:
+    for pair in evenly(pairs, MOST_MEASURED_PAIRS):
         started = time.perf_counter()
-        normal = fetch(pair.normal)
-        member = survey_one(Surveyed(pair_id=pair.pair_id, low=pair.low, normal=pair.normal), normal)
         try:
-            row = pair_row(member, darken(member, normal, darkening) if darkening else fetch(pair.low), normal)
+            row = read_one(config, pair)
         except ValueError:
             continue
         seconds += time.perf_counter() - started

@@ -2,63 +2,72 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from rich.console import Console
-
 from pipelines import storage
 from pipelines.config.jobs import IngestConfig
+from pipelines.console import warn
 from pipelines.images import EXTENSIONS
 from pipelines.pairs.folder_layouts import FOLDER_LAYOUTS, LOW_SIDES, FolderLayout
+from pipelines.pairs.matching import PairSource, Side, match, split_by_folder, without_extension
+from pipelines.pairs.suggestions import describe_found, suggest
 from pipelines.pairs.tables import list_table
-from pipelines.redaction import redact
+from pipelines.redaction import printable, redact
+from pipelines.source_files import Listing, list_source, merge
+from pipelines.texts import read_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairSource:
-    """One pair before it is read.
+class Found:
+    """What a source holds.
 
     Attributes:
-        pair_id: stable and relative to the layout; never changes when files are added.
-        low: URL of the low image; empty when it is made from the normal one, or missing.
-        normal: URL of the normal image; empty when missing.
-        split: `train`, `validation` or `test` where the layout knows it, else empty: it is then drawn by scene.
-        scene: what the layout knows of the scene, else empty; pairs of one scene stay in one split.
-        problem: the reason why it cannot be used, else empty.
+        pairs: every pair, sorted by `pair_id`, broken ones included with their `problem`.
+        notes: what else a person has to know of the source, as facts of a report.
     """
 
-    pair_id: str
-    low: str = ""
-    normal: str = ""
-    split: str = ""
-    scene: str = ""
-    problem: str = ""
+    pairs: Sequence[PairSource]
+    notes: Mapping[str, str]
 
 
-def list_pairs(config: IngestConfig) -> list[PairSource]:
-    """Every pair that the source holds, sorted by `pair_id`, broken ones included with their `problem`.
+def list_pairs(config: IngestConfig) -> Found:
+    """Lists the source.
 
     Raises:
         ValueError: if there is no such folder or file, or it holds no pair of the layout.
     """
     if config.layout == "table":
-        pairs = [PairSource(**row) for row in list_table(config.source)]
+        listing, pairs = Listing(), [PairSource(**row) for row in list_table(config.source)]
     elif config.layout == "folders":
-        pairs = list_two_folders(config.low or config.source, config.normal, config.pattern)
+        listing, pairs = list_two_folders(config.low or config.source, config.normal, config.pattern)
     elif config.layout == "degrade":
+        listing = list_images(config.source)
         # The extension stays in the name: a.jpg and a.png are two photographs.
-        files = list_images(config.source)
-        pairs = [PairSource(pair_id=name, normal=storage.join(config.source, name)) for name in files]
+        pairs = [PairSource(pair_id=name, normal=storage.join(config.source, name)) for name in listing.images]
     else:
-        pairs = list_layout(config.source, FOLDER_LAYOUTS[config.layout])
-    if not pairs:
-        raise ValueError(
-            f"{redact(config.source or config.low)} holds no pairs of layout {config.layout} "
-            f"({layout_shape(config.layout)}); check --source and --layout"
-        )
-    return sorted(mark_repeats(pairs), key=lambda pair: pair.pair_id)
+        listing, pairs = list_layout(config.source, FOLDER_LAYOUTS[config.layout])
+    if not pairs and not listing.unusable:
+        raise ValueError(no_pairs(config, listing))
+    unusable = [PairSource(pair_id=printable(name), problem=reason) for name, reason in listing.unusable.items()]
+    notes = {"images that programs made, left out": listing.describe_not_users()}
+    return Found(
+        pairs=sorted(mark_repeats([*pairs, *unusable]), key=lambda pair: pair.pair_id),
+        notes={name: text for name, text in notes.items() if text},
+    )
+
+
+def no_pairs(config: IngestConfig, listing: Listing) -> str:
+    """The error for a source without pairs: what it holds instead, and what would fit."""
+    source = config.source or config.low
+    fitting = suggest(source, listing.images)
+    parts = [
+        f"{redact(source)} holds no pairs of layout {config.layout} ({layout_shape(config.layout)})",
+        describe_found(listing.images),
+        f"use {fitting}" if fitting else "check --source and --layout",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def mark_repeats(pairs: Iterable[PairSource]) -> list[PairSource]:
@@ -84,32 +93,37 @@ def layout_shape(layout: str) -> str:
     }[layout]
 
 
-def list_images(url: str, folders: Iterable[str] = ()) -> list[str]:
-    """Relative paths of the images below a folder, or below some of its folders; hidden files do not count."""
-    names = [f"{folder}/{name}" for folder in folders for name in storage.list_files(storage.join(url, folder))]
-    names = names or storage.list_files(url)
-    images = [name for name in names if is_image(name)]
-    if not images and not names:
+def list_images(url: str, folders: Iterable[str] = ()) -> Listing:
+    """The images below a folder, or below some of its folders if they hold anything.
+
+    Raises:
+        ValueError: if there is nothing at all.
+    """
+    found = merge(list_source(storage.join(url, folder), EXTENSIONS).below(folder) for folder in folders)
+    found = list_source(url, EXTENSIONS) if found.is_empty else found
+    if found.is_empty:
         raise ValueError(f"{redact(url)} is missing or empty; give the URL of a folder that holds images")
-    return images
+    unencodable = {name: "its name is not UTF-8; rename it" for name in found.images if not is_utf_8(name)}
+    return replace(
+        found,
+        images=[name for name in found.images if name not in unencodable],
+        unusable={**found.unusable, **unencodable},
+    )
 
 
-def is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def is_utf_8(name: str) -> bool:
+    """Whether a name has no bytes that are not UTF-8, which Python keeps as lone surrogates and Arrow cannot hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def without_extension(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
-
-
-def list_layout(source: str, layout: FolderLayout) -> list[PairSource]:
-    """The pairs of a public dataset."""
+def list_layout(source: str, layout: FolderLayout) -> tuple[Listing, list[PairSource]]:
+    """The pairs of a public dataset, and what else is there."""
     lows: dict[str, list[str]] = defaultdict(list)
     normals: dict[str, list[str]] = defaultdict(list)
     known: dict[str, tuple[str, str]] = {}
     test_scenes = listed_test_scenes(source, layout) if layout.test_lists else frozenset()
-    for name in list_images(source, layout.folders):
+    listing = list_images(source, layout.folders)
+    for name in listing.images:
         found = layout.pattern.search(without_extension(name))
         if found is None:
             continue
@@ -123,51 +137,21 @@ def list_layout(source: str, layout: FolderLayout) -> list[PairSource]:
         is_test = layout.is_test(groups) or groups.get("scene") in test_scenes
         scene = layout.scene_of_take(groups["scene"]) if "scene" in groups else ""
         known[key] = ("test" if is_test else "", "/".join([*folder[:-1], scene]) if scene else "")
-    pairs = match(source, source, lows, normals, many_lows=layout.shared, many_normals=layout.shared)
-    return [replace(pair, split=known[key][0], scene=known[key][1]) for key, pair in pairs]
+    low, normal = (Side(root=source, names=names, many=layout.shared) for names in (lows, normals))
+    return listing, [replace(pair, split=known[key][0], scene=known[key][1]) for key, pair in match(low, normal)]
 
 
-def match(
-    low_root: str,
-    normal_root: str,
-    lows: Mapping[str, list[str]],
-    normals: Mapping[str, list[str]],
-    *,
-    many_lows: bool,
-    many_normals: bool,
-) -> list[tuple[str, PairSource]]:
-    """(key, pair) for every low image, and for every key that has none.
-
-    `many_lows` lets the low images of a key share its normal one, and `many_normals` takes the first of several;
-    otherwise several files of one key are marked as a problem, since it is not known which one is meant.
-    """
-    pairs = []
-    for key in sorted({*lows, *normals}):
-        low_names, normal_names = sorted(lows.get(key, [])), sorted(normals.get(key, []))
-        normal = storage.join(normal_root, normal_names[0]) if normal_names else ""
-        rivals = [
-            *(low_names if len(low_names) > 1 and not many_lows else []),
-            *(normal_names if len(normal_names) > 1 and not many_normals else []),
-        ]
-        if rivals:
-            problem = f"several files claim it: {', '.join(rivals)}"
-            pairs.append((key, PairSource(pair_id=key, normal=normal, problem=problem)))
-        elif not low_names:
-            pairs.append((key, PairSource(pair_id=key, normal=normal, problem="its low image is missing")))
-        for low in [] if rivals else low_names:
-            pair_id = without_extension(low) if many_lows else key
-            problem = "" if normal else "its normal image is missing"
-            url = storage.join(low_root, low)
-            pairs.append((key, PairSource(pair_id=pair_id, low=url, normal=normal, problem=problem)))
-    return pairs
-
-
-def list_two_folders(low: str, normal: str, pattern: str) -> list[PairSource]:
+def list_two_folders(low: str, normal: str, pattern: str) -> tuple[Listing, list[PairSource]]:
     """Pairs of two plain folders, by relative path without extension, or by the pattern's first group.
 
     Raises:
-        ValueError: if the pattern is no regular expression, or has no group.
+        ValueError: if both are one folder, or the pattern is no regular expression, or has no group.
     """
+    if storage.real_url(low) == storage.real_url(normal):
+        raise ValueError(
+            f"low and normal are both {redact(low)}, so that every image would be its own partner; give each side a "
+            "folder of its own, or list the pairs in a table (--layout table)"
+        )
     try:
         regex = re.compile(pattern)
     except re.error as error:
@@ -175,18 +159,24 @@ def list_two_folders(low: str, normal: str, pattern: str) -> list[PairSource]:
     if pattern and not regex.groups:
         raise ValueError(f"pattern {pattern!r} has no group; put what both names share in (), such as '_([0-9]+)'")
     sides: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
-    unnamed = []
+    listings = []
     for side, url in zip(sides, (low, normal), strict=True):
-        for name in list_images(url):
+        listing = list_images(url)
+        unusable = dict(listing.unusable)
+        for name in listing.images:
             found = regex.search(PurePosixPath(name).name) if pattern else None
             key = (found and found.group(1)) if pattern else without_extension(name)
-            if not key:
-                problem = f"its name does not match the pattern {pattern!r}"
-                unnamed.append(PairSource(pair_id=f"{storage.base_name(url)}/{name}", problem=problem))
-                continue
-            side[key].append(name)
-    found_pairs = match(low, normal, sides[0], sides[1], many_lows=bool(pattern), many_normals=False)
-    return [pair for _, pair in found_pairs] + unnamed
+            if key:
+                side[key].append(name)
+            else:
+                unusable[name] = f"its name does not match the pattern {pattern!r}"
+        listings.append(replace(listing, unusable=unusable).below(storage.base_name(url)))
+    lows, normals = sides
+    hints: Mapping[str, str] = {}
+    if pattern:
+        lows, normals, hints = split_by_folder(lows, normals)
+    pairs = match(Side(root=low, names=lows, many=bool(pattern)), Side(root=normal, names=normals), hints)
+    return merge(listings), [pair for _, pair in pairs]
 
 
 def listed_test_scenes(source: str, layout: FolderLayout) -> frozenset[str]:
@@ -194,6 +184,6 @@ def listed_test_scenes(source: str, layout: FolderLayout) -> frozenset[str]:
     lists = [name for name in storage.list_files(source) if PurePosixPath(name).name in layout.test_lists]
     if not lists:
         message = f"warning: {redact(source)} holds no {layout.test_lists[0]}, so no scene is kept for testing"
-        Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+        warn(message)
         return frozenset()
-    return frozenset(storage.read_bytes(storage.join(source, lists[0])).decode().split())
+    return frozenset(read_text(storage.join(source, lists[0])).split())

@@ -9,12 +9,13 @@ import hashlib
 import json
 import math
 import os
+import unicodedata
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import images, shards, storage
+from pipelines.pairs.matching import PairSource
 from pipelines.progress import Progress
 from pipelines.redaction import redact
 from reddit_core.brightness import LEAST_LUMA, luma_moments_of_pixels
@@ -113,26 +115,41 @@ def parse_result(document: dict[str, Any]) -> ShardResult:
     return ShardResult(**{**document, "entry": entry})
 
 
-def fetch(url: str) -> bytes | ValueError:
-    """A file's bytes, or the error that makes it unreadable; errors that concern more than this file are raised."""
+def fetch(url: str, allow_truncated: bool = False) -> bytes | ValueError:
+    """A file's bytes, or the error that makes it unreadable; errors that concern more than this file are raised.
+
+    Args:
+        url: of the file, whose name may compose accents otherwise.
+        allow_truncated: gives an image without its end as a whole one.
+    """
     try:
-        return storage.read_bytes(url)
+        found = next(
+            (other for other in other_spellings(url) if not storage.exists(url) and storage.exists(other)), url
+        )
+        data = storage.read_bytes(found)
+        return images.mended(data) if allow_truncated else data
     except UNREADABLE as error:
         return ValueError(f"it cannot be read ({error.strerror or type(error).__name__})")
     except ValueError as error:  # its URL has an unknown scheme or a malformed name
         return ValueError(f"it cannot be read ({redact(str(error))})")
 
 
-def fetch_all(urls: Sequence[str]) -> Iterator[bytes | ValueError]:
+def other_spellings(url: str) -> Sequence[str]:
+    """A URL with its accents composed otherwise; none without accents."""
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    return [other for form in forms if (other := unicodedata.normalize(form, url)) != url]
+
+
+def fetch_all(urls: Sequence[str], allow_truncated: bool) -> Iterator[bytes | ValueError]:
     """The files in order; from object storage up to `READERS` are read ahead of the caller."""
     if all(storage.is_local(url) for url in urls):
         # Decoders hold the interpreter lock, so a thread would wait longer for them than for the disk.
-        yield from map(fetch, urls)
+        yield from (fetch(url, allow_truncated) for url in urls)
         return
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[Future[bytes | ValueError]] = deque()
         for url in urls:
-            ahead.append(pool.submit(fetch, url))
+            ahead.append(pool.submit(fetch, url, allow_truncated))
             if len(ahead) > READERS:
                 yield ahead.popleft().result()
         while ahead:
@@ -145,9 +162,9 @@ def load_image(data: bytes | ValueError) -> Image.Image:
     return images.load(data)
 
 
-def survey(task: IngestTask, output: str) -> list[Surveyed]:
+def survey(task: IngestTask, output: str, allow_truncated: bool) -> list[Surveyed]:
     """Reads, decodes and fingerprints the normal images of a task's pairs, and writes the results."""
-    files = fetch_all([member.normal for member in task.members])
+    files = fetch_all([member.normal for member in task.members], allow_truncated)
     rows = [survey_one(member, data) for member, data in zip(task.members, files, strict=True)]
     table = pa.Table.from_pylist([asdict(row) for row in rows])
     shards.write_shard(storage.join(output, SURVEY), task.name, table)
@@ -173,12 +190,13 @@ def survey_one(member: Surveyed, data: bytes | ValueError) -> Surveyed:
     )
 
 
-def write_pairs(task: IngestTask, output: str, darkening: Darkening | None) -> ShardResult:
+def write_pairs(task: IngestTask, output: str, darkening: Darkening | None, allow_truncated: bool) -> ShardResult:
     """Reads the images of one shard's pairs and writes those that are usable."""
     rows: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
-    lows = fetch_all([member.low for member in task.members]) if darkening is None else iter(())
-    for member, normal in zip(task.members, fetch_all([member.normal for member in task.members]), strict=True):
+    lows = fetch_all([member.low for member in task.members], allow_truncated) if darkening is None else iter(())
+    normals = fetch_all([member.normal for member in task.members], allow_truncated)
+    for member, normal in zip(task.members, normals, strict=True):
         try:
             low = darken(member, normal, darkening) if darkening else next(lows)
             rows.append(pair_row(member, low, normal))
@@ -216,7 +234,10 @@ def pair_row(member: Surveyed, low: bytes | ValueError, normal: bytes | ValueErr
     width, height = image.size
     if (width, height) != (member.width, member.height):
         raise ValueError(f"its low image is {width}x{height}, but its normal one {member.width}x{member.height}")
-    digest = hashlib.sha256((images.pixel_hash(image) + member.normal_sha256).encode()).hexdigest()
+    low_sha256 = images.pixel_hash(image)
+    if low_sha256 == member.normal_sha256:
+        raise ValueError("its low image is the same picture as its normal one; give each pair two exposures")
+    digest = hashlib.sha256((low_sha256 + member.normal_sha256).encode()).hexdigest()
     tone = tone_columns(images.to_rgb(image), member.normal_luma, member.normal_contrast)
     assert isinstance(low, bytes)
     stored = {"low": images.as_stored(low), "normal": images.as_stored(normal)}
@@ -231,6 +252,14 @@ def tone_columns(low: NDArray[np.uint8], normal_luma: float, normal_contrast: fl
     deviation = tone_features(luma, brightness)[0, 2]
     values = (float(curve_mean(luma)), float(deviation), normal_luma, normal_contrast)
     return {name: round(value, DIGITS) for name, value in zip(shards.TONE_COLUMNS, values, strict=True)}
+
+
+def read_pair(pair: PairSource, darkening: Darkening | None, allow_truncated: bool) -> dict[str, Any]:
+    """A row of a pair shard, read in this process; raises a ValueError with the reason if the pair is unusable."""
+    normal = fetch(pair.normal, allow_truncated)
+    member = survey_one(Surveyed(pair_id=pair.pair_id, low=pair.low, normal=pair.normal), normal)
+    low = darken(member, normal, darkening) if darkening else fetch(pair.low, allow_truncated)
+    return pair_row(member, low, normal)
 
 
 def piece_url(output: str, name: str) -> str:

@@ -9,111 +9,19 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from pipelines import shards, storage
-from pipelines.config.jobs import IngestConfig
-from pipelines.config.parts import as_json
-from pipelines.pairs import layouts, ray_tasks, scenes, tables
-from pipelines.pairs.index import IndexRow, read_index
-from pipelines.pairs.layouts import PairSource
-from pipelines.pairs.ray_tasks import CHANGED, READERS, SURVEY, Darkening, IngestTask, ShardResult, Surveyed
+from pipelines.pairs import ray_tasks, scenes
+from pipelines.pairs.inventory import Inventory, darkening_of
+from pipelines.pairs.ray_tasks import CHANGED, READERS, SURVEY, IngestTask, ShardResult, Surveyed
 from pipelines.pairs.scenes import Assignment, Member
 from pipelines.redaction import redact
-from pipelines.shards import Manifest
 
 QUARANTINE = "quarantine.jsonl"
 # Bounds a shard, and so a task's memory, when photographs are large; low images weigh less than normal ones.
 MOST_NORMAL_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inventory:
-    """The state of source and output when an ingest starts.
-
-    Attributes:
-        spec: everything that determines the content; recorded in the manifest.
-        done: the finished dataset at the output, if there is one.
-        known: its pairs.
-        sources: the other pairs of the source, by `pair_id`.
-        fixed: splits that the user gave, by `pair_id`.
-        num_listed: pairs that the source holds, broken ones included.
-    """
-
-    config: IngestConfig
-    spec: Mapping[str, Any]
-    done: Manifest | None
-    known: Mapping[str, IndexRow]
-    sources: Mapping[str, PairSource]
-    fixed: Mapping[str, str]
-    num_listed: int
-
-    @property
-    def num_gone(self) -> int:
-        """Pairs of the dataset that the source no longer holds."""
-        return len(self.known) - (self.num_listed - len(self.sources))
-
-    @property
-    def key(self) -> str:
-        return shards.spec_key(self.spec)
-
-
-def pair_spec(config: IngestConfig) -> dict[str, Any]:
-    """Everything that determines a pair dataset's content; without credentials that a URL may carry."""
-    urls = {
-        name: redact(storage.resolve(getattr(config, name))) if getattr(config, name) else ""
-        for name in ("source", "low", "normal", "splits")
-    }
-    names = ("layout", "pattern", "validation_share", "split_seed", "pairs_per_shard")
-    spec = {**urls, **{name: getattr(config, name) for name in names}, **shards.schema_spec("pairs")}
-    if config.layout == "degrade":
-        # As JSON gives it back, so that the spec of a manifest equals the one it was written from.
-        spec |= {"degrade": as_json(config.degrade), "degrade_seed": config.degrade_seed}
-    return spec
-
-
-def take_inventory(config: IngestConfig) -> Inventory:
-    """Lists the source, and the pairs that the output already has.
-
-    Raises:
-        ValueError: if the source holds no pairs, the output was made with other settings, `--splits` names unknown
-            pairs or contradicts the output, or the dataset to compare with (`--against`) is missing.
-    """
-    if config.against:
-        shards.read_manifest(config.against, "pairs")
-    spec = pair_spec(config)
-    done = None
-    known: dict[str, IndexRow] = {}
-    if storage.exists(storage.join(config.output, shards.MANIFEST)):
-        done = shards.read_manifest(config.output, "pairs")
-        shards.require_match(done.spec, spec, config.output)
-        known = read_index(config.output, done)
-    listed = layouts.list_pairs(config)
-    fixed = tables.read_splits(config.splits) if config.splits else {}
-    check_fixed(config, fixed, listed, known)
-    sources = {pair.pair_id: pair for pair in listed if pair.pair_id not in known}
-    return Inventory(
-        config=config, spec=spec, done=done, known=known, sources=sources, fixed=fixed, num_listed=len(listed)
-    )
-
-
-def check_fixed(
-    config: IngestConfig, fixed: Mapping[str, str], listed: Sequence[PairSource], known: Mapping[str, IndexRow]
-) -> None:
-    strangers = sorted(set(fixed) - {pair.pair_id for pair in listed})
-    if strangers:
-        raise ValueError(
-            f"{config.splits} names {len(strangers)} pairs that the source does not hold, such as {strangers[0]!r}; "
-            f"pair ids look like {listed[0].pair_id!r}"
-        )
-    for pair_id, split in fixed.items():
-        if pair_id in known and known[pair_id].split != split:
-            raise ValueError(
-                f"{config.splits} puts {pair_id} in {split}, but it was ingested as {known[pair_id].split}; "
-                "use another output to draw the splits anew"
-            )
 
 
 def run_survey(inventory: Inventory) -> dict[str, Surveyed]:
@@ -135,7 +43,7 @@ def run_survey(inventory: Inventory) -> dict[str, Surveyed]:
         IngestTask(name=f"{inventory.key}-{digest(part)}", members=part)
         for part in chunks(missing, config.pairs_per_shard)
     ]
-    survey = partial(ray_tasks.survey, output=config.output)
+    survey = partial(ray_tasks.survey, output=config.output, allow_truncated=config.allow_truncated)
     for rows in ray_tasks.run_ingest_tasks(survey, ray_tasks.parse_surveyed, tasks, "reading normal images"):
         known.update((row.pair_id, row) for row in rows)
     return known
@@ -218,8 +126,12 @@ def run_shards(inventory: Inventory, tasks: Sequence[IngestTask]) -> list[ShardR
             storage.delete(storage.join(output, "shards", f"{result.name}.json"))
             del results[result.name]
     missing = [task for task in tasks if task.name not in results]
-    darkening = Darkening(config=config.degrade, seed=config.degrade_seed) if config.layout == "degrade" else None
-    write_pairs = partial(ray_tasks.write_pairs, output=output, darkening=darkening)
+    write_pairs = partial(
+        ray_tasks.write_pairs,
+        output=output,
+        darkening=darkening_of(config),
+        allow_truncated=config.allow_truncated,
+    )
     for result in ray_tasks.run_ingest_tasks(write_pairs, ray_tasks.parse_result, missing, "writing pairs"):
         results[result.name] = result
         if CHANGED in result.broken.values():

@@ -1,17 +1,18 @@
 """Pairs listed in a table: a CSV or JSONL of URLs, and the CSV that fixes splits."""
 
-import csv
-import io
 import json
 import posixpath
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from pipelines import storage
 from pipelines.config.parts import Split
 from pipelines.redaction import redact
+from pipelines.texts import read_csv, read_text
 
 COLUMNS = ("pair_id", "low", "normal", "split", "scene")
+SPLIT_COLUMNS = ("pair_id", "split")
 SPLITS: tuple[str, ...] = get_args(Split)
 
 
@@ -25,7 +26,7 @@ def list_table(url: str) -> list[dict[str, str]]:
     """
     folder = url.rpartition("/")[0] or "."
     rows: dict[str, dict[str, str]] = {}
-    for number, raw in read_table_rows(url):
+    for number, raw in read_table_rows(url, COLUMNS):
         unknown = sorted(set(raw) - set(COLUMNS))
         if unknown or not raw.get("low") or not raw.get("normal"):
             wrong = f"has the unknown column {unknown[0]!r}" if unknown else "lacks low or normal"
@@ -36,10 +37,13 @@ def list_table(url: str) -> list[dict[str, str]]:
         check_split(raw.get("split", ""), f"line {number} of {url}", ("", *SPLITS))
         if pair_id in rows:
             raise ValueError(f"line {number} of {url} repeats the pair {pair_id!r}; give each a pair_id of its own")
+        low, normal = (relative_to(folder, raw[side], f"line {number} of {url}") for side in ("low", "normal"))
+        if low == normal:
+            raise ValueError(f"line {number} of {url} names {raw['low']} on both sides; give each pair two images")
         rows[pair_id] = {
             "pair_id": pair_id,
-            "low": relative_to(folder, raw["low"]),
-            "normal": relative_to(folder, raw["normal"]),
+            "low": low,
+            "normal": normal,
             "split": raw.get("split", ""),
             "scene": raw.get("scene", ""),
         }
@@ -53,7 +57,7 @@ def read_splits(url: str) -> dict[str, str]:
         ValueError: naming the line, if a split is unknown or a column is missing.
     """
     splits = {}
-    for number, row in read_table_rows(url):
+    for number, row in read_table_rows(url, SPLIT_COLUMNS):
         if not row.get("pair_id"):
             raise ValueError(f"line {number} of {url} has no pair_id; the columns are pair_id,split")
         check_split(row.get("split", ""), f"line {number} of {url}", SPLITS)
@@ -67,32 +71,40 @@ def check_split(split: str, where: str, allowed: tuple[str, ...]) -> None:
 
 
 def name_from(url: str) -> str:
-    """A `pair_id` from an image's URL, without its extension, its query and any credentials in it."""
-    return posixpath.splitext(redact(url.partition("?")[0] if "://" in url else url))[0]
+    """A `pair_id` from an image's URL, without its extension, its query, any credentials in it, and `../` before it."""
+    path = redact(url.partition("?")[0]) if "://" in url else re.sub(r"^(\.\.?/)+", "", url)
+    return posixpath.splitext(path)[0]
 
 
-def relative_to(folder: str, url: str) -> str:
-    """A URL; one that is relative lies below `folder`."""
-    return url if "://" in url or url.startswith("/") else storage.join(folder, url)
+def relative_to(folder: str, url: str, where: str) -> str:
+    """A URL; one that is relative lies below `folder`, or beside it by `..`.
+
+    Raises:
+        ValueError: naming `where`, if `..` leads out of an object store's bucket.
+    """
+    if "://" in url or url.startswith("/"):
+        return url
+    if not {".", ".."}.intersection(url.split("/")):
+        return storage.join(folder, url)
+    scheme, separator, place = storage.resolve(folder).rpartition("://")
+    path = posixpath.normpath(posixpath.join(place, url))
+    if separator and path.split("/")[0] != place.split("/")[0]:
+        raise ValueError(f"{where} has {url}, which leaves the bucket of {folder}; give the whole URL")
+    return f"{scheme}{separator}{path}"
 
 
-def read_table_rows(url: str) -> Iterator[tuple[int, Mapping[str, str]]]:
+def read_table_rows(url: str, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
     """(line number, row) of a .csv or .jsonl file."""
     try:
-        text = storage.read_bytes(url).decode("utf-8-sig")  # spreadsheets write a byte order mark
+        text = read_text(url)
     except FileNotFoundError:
         raise ValueError(f"{url} is missing; give the URL of a .csv or .jsonl file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{url} is no UTF-8 text; give a .csv or .jsonl file") from None
-    if url.endswith(".jsonl"):
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield number, read_object(url, number, line)
-    else:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
-            if None in row:
-                raise ValueError(f"line {number} of {url} has more fields than the header; fix it")
-            yield number, {name.strip(): (value or "").strip() for name, value in row.items()}
+    if not url.lower().endswith(".jsonl"):
+        yield from read_csv(text, url, columns)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split inside JSON's texts
+        if line.strip():
+            yield number, read_object(url, number, line)
 
 
 def read_object(url: str, number: int, line: str) -> Mapping[str, str]:
@@ -102,4 +114,4 @@ def read_object(url: str, number: int, line: str) -> Mapping[str, str]:
         raise ValueError(f"line {number} of {url} is not JSON ({error}); fix it") from None
     if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
         raise ValueError(f'line {number} of {url} is no object of strings; write {{"low": URL, "normal": URL}}')
-    return row
+    return {name.strip().lower(): value.strip() for name, value in row.items()}

@@ -14,7 +14,7 @@ from ray.serve.config import BackpressureConfig
 from pipelines.cluster import check_gpus, use_gpu
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.serving import ServeConfig
-from pipelines.reporting import Report, make_console
+from pipelines.reporting import Report, report_console
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.messages import Offer, make_offer
 from pipelines.serving.replica import StudentReplica
@@ -114,9 +114,7 @@ def run_service(config: ServeConfig) -> Report:
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=LOGS)
     serve.run(built, name=APPLICATION, logging_config=LOGS)
     address = f"http://{config.host}:{config.port}"
-    make_console().print(
-        f"serving {config.weights} at {address}; its API is at {address}/docs; Ctrl-C stops it", highlight=False
-    )
+    report_console().print(f"serving {config.weights} at {address}; its API is at {address}/docs; Ctrl-C stops it")
     wait_for_stop()
     serve.shutdown()  # type: ignore[no-untyped-call]
     return Report(title=f"Stopped serving at {address}")

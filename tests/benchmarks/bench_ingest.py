@@ -102,7 +102,7 @@ def make_source(root: Path, settings: Settings) -> str:
 
 def write_table(path: Path, settings: Settings, source: str) -> list[str]:
     """A table with every whole pair of the source, several times; returns the URLs of its images."""
-    pairs = list_pairs(IngestConfig(output=str(path.parent), source=source, layout=settings.layout))
+    pairs = list_pairs(IngestConfig(output=str(path.parent), source=source, layout=settings.layout)).pairs
     whole = [pair for pair in pairs if not pair.problem]
     rows = [f"{pair.pair_id}-{copy},{pair.low},{pair.normal}" for copy in range(settings.copies) for pair in whole]
     path.write_text("\n".join(["pair_id,low,normal", *rows]))

@@ -59,14 +59,29 @@ def counts(report_rows: object) -> dict[str, int]:
     return {row["photographs"]: row["count"] for row in report_rows}
 
 
+def odd_names(folder: Path, elsewhere: Path) -> list[str]:
+    """Puts copies of a photograph under names that are hard to handle into a folder; returns them."""
+    names = ["album/linked.webp", "é" * 108 + ".webp", "photo[edited]::#1?.webp", os.fsdecode(b"caf\xe9.webp")]
+    (elsewhere / "deeper").mkdir(parents=True)
+    (folder / "album").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(folder)
+    (folder / ".thumbnails").mkdir()
+    for name in (*names, ".thumbnails/x.png"):
+        shutil.copyfile(folder / "cup.webp", folder / name)
+    return names
+
+
 def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     config = EnhanceConfig(
         source=str(folder), output=str(output), weights=weights, tile=96, overlap=16, compare=True, compute=ONE_THREAD
     )
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    odd = odd_names(folder, tmp_path / "elsewhere")
     report = enhance(config)
-    assert counts(report.rows) == {"enhanced now": 4, "done before": 0, "left out": 2}
+    assert counts(report.rows) == {"enhanced now": 4 + len(odd), "done before": 0, "left out": 2}
+    assert all((output / name).exists() for name in odd)
+    assert report.facts["images that programs made, left out"] == "1, such as .thumbnails/x.png"
     assert "FileNotFoundError" in report.facts["left out: gone.jpg"]
     assert "truncated" in report.facts["left out: broken.jpg"].lower()
     assert report.facts["steps"] == 2
@@ -86,7 +101,7 @@ def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> No
     first = {name: (output / name).read_bytes() for name in ("phone.jpg", "cup.webp", "deeper/cat.PNG", "deep.png")}
     (output / "cup.webp").unlink()
     again = enhance(config)
-    assert counts(again.rows) == {"enhanced now": 1, "done before": 3, "left out": 2}
+    assert counts(again.rows) == {"enhanced now": 1, "done before": 3 + len(odd), "left out": 2}
     assert {name: (output / name).read_bytes() for name in first} == first
     assert json.loads((output / "report.json").read_text())["steps"] == 2
 
@@ -106,8 +121,14 @@ def test_one_photograph_is_what_the_sampler_makes_of_it(folder: Path, weights: s
     assert enhance(config).title.startswith("Already done")
     with pytest.raises(ValueError, match="seed is 3, asked for 4"):
         enhance(EnhanceConfig(source=str(folder), output=str(output), weights=weights, steps=4, seed=4))
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert enhance(replace(config, source=str(moved / "cup.webp"))).title.startswith("Already done")
     others = shutil.copytree(folder, tmp_path / "others")
-    with pytest.raises(ValueError, match=r"photographs is .*, asked for .*others"):
+    (others / "cup.webp").write_bytes((others / "phone.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"results of other photographs than .*others: cup\.webp is not the one"):
+        enhance(replace(config, source=str(others)))
+    (others / "cup.webp").unlink()
+    with pytest.raises(ValueError, match=r"there is none of those that was enhanced; give another output"):
         enhance(replace(config, source=str(others)))
 
 

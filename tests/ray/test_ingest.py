@@ -18,7 +18,7 @@ from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.dataset import decode_pair, split_shards
 from pipelines.pairs.index import IndexRow, read_index
 from pipelines.pairs.ingest import duplicates_between, ingest, plan_ingest
-from pipelines.pairs.steps import pair_spec
+from pipelines.pairs.inventory import pair_spec
 from pipelines.shards import Manifest
 from tests.ray.files import contents
 from tests.ray.processes import JobProcess
@@ -90,6 +90,13 @@ def test_pairs_come_back_as_they_were_and_a_rerun_does_nothing(lol_folder: Path,
         split_shards(manifest, "test")
     with pytest.raises(ValueError, match="split_seed is 0, asked for 1"):
         ingest(config_of(lol_folder, output, split_seed=1))
+    moved = lol_folder.rename(tmp_path / "moved")
+    assert ingest(config_of(moved, output)).title.startswith("already done: 8 pairs")
+    assert contents(output) == before
+    for path in (moved / "our485" / "low").iterdir():
+        Image.open(path).rotate(180).save(path)
+    with pytest.raises(ValueError, match=r"our485/1 at .*moved.* is not what .*pairs holds under this name"):
+        ingest(config_of(moved, output))
 
 
 def test_equal_normal_images_are_one_scene_in_any_encoding(lol_folder: Path, tmp_path: Path) -> None:

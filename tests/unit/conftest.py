@@ -1,8 +1,11 @@
 """What the unit tests share: how properties are tested, released files' extra tensors, and the jobs' parsers."""
 
 import importlib
+import os
 import shlex
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +52,20 @@ def check_job_command() -> Callable[[str, str], None]:
         assert isinstance(parse(job, sources, flags), job.config)
 
     return check
+
+
+@pytest.fixture
+def as_ordinary_user() -> Iterator[Path]:
+    """An empty folder, and a user whom permissions bind: not root, if the tests are run as root."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        was_root = os.geteuid() == 0
+        if was_root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if was_root:
+                os.seteuid(0)
+            for path in [path for path in Path(folder).rglob("*") if path.is_dir()]:
+                path.chmod(0o700)

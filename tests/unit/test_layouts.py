@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipelines.config.jobs import IngestConfig
 from pipelines.pairs.folder_layouts import FOLDER_LAYOUTS
-from pipelines.pairs.layouts import PairSource, list_pairs
+from pipelines.pairs.layouts import list_pairs
+from pipelines.pairs.matching import PairSource
 
 
 def make(root: Path, *names: str) -> str:
@@ -20,7 +22,7 @@ def make(root: Path, *names: str) -> str:
 
 def listed(source: str, layout: str, **settings: str) -> dict[str, PairSource]:
     config = IngestConfig(output="unused", source=source, layout=layout, **settings)  # type: ignore[arg-type]
-    return {pair.pair_id: pair for pair in list_pairs(config)}
+    return {pair.pair_id: pair for pair in list_pairs(config).pairs}
 
 
 def sides(pair: PairSource, root: str) -> tuple[str, str]:
@@ -195,9 +197,17 @@ def test_csv_with_relative_and_absolute_urls(tmp_path: Path) -> None:
     assert pairs["s3://b/2"].scene == "hall"
 
 
-def test_a_table_that_a_spreadsheet_saved_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "pairs.csv").write_bytes("low,normal\n1.png,2.png\n".encode("utf-8-sig"))
-    assert list(listed(str(tmp_path / "pairs.csv"), "table")) == ["1"]
+def test_a_table_may_name_images_beside_its_folder(tmp_path: Path) -> None:
+    table = tmp_path / "lists" / "pairs.csv"
+    table.parent.mkdir()
+    table.write_text("low,normal\n../low/1.png,../high/1.png\n")
+    assert listed(str(table), "table") == {
+        "low/1": PairSource(pair_id="low/1", low=f"{tmp_path}/low/1.png", normal=f"{tmp_path}/high/1.png")
+    }
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/beside/lists/pairs.csv", b"low,normal\n../low/1.png,../high/1.png\n../../x.png,2.png\n")
+    with pytest.raises(ValueError, match=r"^line 3 of memory://beside/lists/pairs.csv has ../../x.png, which leaves"):
+        listed("memory://beside/lists/pairs.csv", "table")
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -216,7 +226,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ("a.csv", "low,normal\n1,2,3\n", "more fields"),
         ("a.jsonl", '{"low": ', "line 1 .* not JSON"),
         ("a.jsonl", '{"low": 1, "normal": 2}', "no object of strings"),
-        ("a.csv", "low,normal\n../1.png,2.png\n", "leaves its folder"),
+        ("a.csv", "low,normal\n1.png,./1.png\n", "line 2 .* names 1.png on both sides"),
     ],
 )
 def test_a_bad_table_is_refused_by_line(tmp_path: Path, name: str, text: str, rule: str) -> None:

@@ -13,7 +13,7 @@ from jobs.cli import fail
 from pipelines import storage
 from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
 from pipelines.config.use import EnhanceConfig
-from pipelines.enhancement.work import list_source
+from pipelines.enhancement.work import list_photographs
 from pipelines.pairs.layouts import list_pairs
 from pipelines.search import outcome
 from pipelines.training import runs
@@ -60,26 +60,30 @@ def test_a_name_that_leaves_its_folder_is_refused(name: str, tmp_path: Path) -> 
             storage.join(url, name)
 
 
-def test_photographs_whose_names_leave_the_output_are_refused_before_anything_is_written() -> None:
+def test_photographs_whose_names_leave_their_folder_are_left_out() -> None:
     store = fsspec.filesystem("memory")
     store.pipe_file("/night/a.png", b"")
     config = EnhanceConfig(source="memory://night", output="memory://day", weights="memory://w")
-    assert list_source(config)[1] == ["a.png"]
+    assert list_photographs(config)[1].images == ["a.png"]
     store.store["/night/b/../../evil.png"] = store.store["/night/a.png"]  # as a key of an object store may be
+    listing = list_photographs(config)[1]
+    assert listing.images == ["a.png"] and "has the part '..'" in listing.unusable["b/../../evil.png"]
+    pairs = list_pairs(IngestConfig(source="memory://night", output="memory://day", layout="degrade")).pairs
+    assert {pair.pair_id: bool(pair.problem) for pair in pairs} == {"a.png": False, "b/../../evil.png": True}
     with pytest.raises(ValueError, match=r"'b/../../evil.png' leaves its folder memory://day"):
-        list_source(config)
-    with pytest.raises(ValueError, match="leaves its folder memory://night"):
-        list_pairs(IngestConfig(source="memory://night", output="memory://day", layout="degrade"))
+        storage.join("memory://day", "b/../../evil.png")
 
 
 def test_no_credential_of_a_url_is_recorded(tmp_path: Path) -> None:
-    pairs, lpips = "https://user:hush@host/pairs", "https://host/vgg.pth?X-Amz-Signature=hush"
-    config = DistillConfig(cache="c", teacher="t", output=str(tmp_path), pairs=pairs, lpips=lpips)
+    pairs, lpips = "https://user:hush@host/pairs", "memory://backbones/vgg.pth?X-Amz-Signature=hush"
+    for signature in ("hush", "new"):
+        storage.write_bytes(lpips.replace("hush", signature), b"a backbone")
+    config = DistillConfig(cache="c", teacher="t", output=str(tmp_path), pairs=pairs, lpips=(lpips,))
     stream = Stream(stages=(), steps=1, batch_size=1, row_bytes=1)
     runs.record_config(str(tmp_path / "run"), config, stream)
     outcome.record_settings(TuneConfig(distill=config, output=str(tmp_path / "sweep")), stream)
     # A new signature goes on.
-    renewed = replace(config, lpips=lpips.replace("hush", "new"))
+    renewed = replace(config, lpips=(lpips.replace("hush", "new"),))
     runs.record_config(str(tmp_path / "run"), renewed, stream)
     outcome.record_settings(TuneConfig(distill=renewed, output=str(tmp_path / "sweep")), stream)
     records = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 
-from pipelines import storage
+from pipelines import retries, storage
 
 
 class UnreliableFileSystem(MemoryFileSystem):
@@ -50,7 +50,7 @@ class UnreliableFileSystem(MemoryFileSystem):
 
 RETRIED: tuple[Any, ...] = (
     *(storage.read_bytes, storage.write_bytes, storage.exists, storage.delete),
-    *(storage.list_files, storage.list_folders),
+    *(storage.find_files, storage.scan_folder, storage.list_folders),
 )
 
 
@@ -198,12 +198,12 @@ def test_troubles_that_do_not_pass_are_told_in_the_end(unreliable: type[Unreliab
     unreliable.failures = [TimeoutError(f"timed out {attempt}") for attempt in range(100)]
     with pytest.raises(TimeoutError, match="timed out 7"):
         storage.read_bytes("unreliable://bucket/a")
-    assert unreliable.attempts == storage.RETRY_ATTEMPTS
+    assert unreliable.attempts == retries.RETRY_ATTEMPTS
 
 
 def test_a_connection_that_stays_broken_is_an_oserror_in_the_end(unreliable: type[UnreliableFileSystem]) -> None:
     unreliable.failures = [aiohttp.ClientPayloadError("payload is not completed") for _ in range(100)]
-    with pytest.raises(OSError, match=f"the connection broke {storage.RETRY_ATTEMPTS} times: .*not completed"):
+    with pytest.raises(OSError, match=f"the connection broke {retries.RETRY_ATTEMPTS} times: .*not completed"):
         storage.read_bytes("unreliable://bucket/a")
 
 
@@ -218,7 +218,7 @@ def test_what_cannot_work_is_tried_once(unreliable: type[UnreliableFileSystem], 
 
 
 def test_a_store_that_nobody_answers_for_is_an_oserror(closed_s3: None) -> None:
-    with pytest.raises(OSError, match=f"broke {storage.RETRY_ATTEMPTS} times: Could not connect to the endpoint"):
+    with pytest.raises(OSError, match=f"broke {retries.RETRY_ATTEMPTS} times: Could not connect to the endpoint"):
         storage.read_bytes("s3://bucket/a")
     with pytest.raises(ValueError, match=r"output s3://bucket/a cannot be written \(the connection broke"):
         storage.check_writable("s3://bucket/a")
@@ -241,7 +241,7 @@ def test_missing_credentials_and_malformed_names_are_told_at_once(
     [
         *((status, PermissionError, 1) for status in (400, 401, 403)),
         (410, FileNotFoundError, 1),
-        *((status, OSError, storage.RETRY_ATTEMPTS) for status in (408, 429, 503)),
+        *((status, OSError, retries.RETRY_ATTEMPTS) for status in (408, 429, 503)),
     ],
 )
 def test_what_a_server_refuses_is_not_asked_for_again(
@@ -304,3 +304,77 @@ def test_an_output_that_cannot_be_written_is_refused_early(tmp_path: Path) -> No
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nosuch://x cannot be opened .*; use a path, s3://, or another scheme"):
         storage.read_bytes("nosuch://x")
+
+
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "a" / "1", elsewhere / "2", elsewhere / "deep" / "3"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "album").symlink_to(elsewhere)
+    (root / "again").symlink_to(elsewhere / "deep")
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    for place, target in ((root / "itself", root), (root / "a" / "up", tmp_path), (elsewhere / "deep" / "back", root)):
+        place.symlink_to(target)
+    (elsewhere / "round").symlink_to(elsewhere / "round")
+    expected = ["a/1", "again/3", "album/2", "album/deep/3", "album/round", "gone"]
+    assert storage.list_files(str(root)) == expected
+    (tmp_path / "link").symlink_to(root)
+    assert storage.list_files(str(tmp_path / "link")) == expected
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_a_passing_trouble_is_none(
+    as_ordinary_user: Path, no_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(as_ordinary_user)
+    for name in ("a/1", "locked/2"):
+        storage.write_bytes(f"{root}/{name}", b"")
+    (as_ordinary_user / "locked").chmod(0)
+    tree = storage.list_tree(root)
+    assert (tree.files, list(tree.unreadable)) == (["a/1"], ["locked"])
+    with pytest.raises(PermissionError, match=r"locked cannot be read \(Permission denied\); fix its permissions"):
+        storage.list_files(root)
+    scandir, troubles = os.scandir, [OSError(errno.EIO, "input/output error")] * 3
+
+    def shaky(path: str) -> Any:
+        if path.endswith("/a") and troubles:
+            raise troubles.pop()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", shaky)
+    assert storage.list_tree(root).files == ["a/1"] and not troubles
+
+
+@pytest.mark.parametrize("name", ["é" * 125 + ".png", "a::b.png", "50% [x] #1?.png", "~a*.png", "\udcff.png"])
+def test_names_that_mean_something_to_a_library(name: str, tmp_path: Path) -> None:
+    url = storage.join(str(tmp_path), name)
+    storage.write_bytes(url, b"x")
+    assert storage.list_files(str(tmp_path)) == [name]
+    assert storage.read_bytes(url) == b"x" and storage.exists(url) and storage.is_file(url)
+    storage.delete(url)
+    assert not storage.exists(url)
+
+
+def test_keys_that_look_like_chains_or_have_empty_parts(unreliable: type[UnreliableFileSystem]) -> None:
+    for name in ("night::a.png", "night//b.png"):
+        storage.write_bytes(f"unreliable://bucket/{name}", b"x")
+    assert storage.read_bytes("unreliable://bucket/night::a.png") == b"x"
+    assert storage.list_files("unreliable://bucket/night") == ["/b.png"]
+    assert (
+        storage.problem_of_name("/b.png") and storage.problem_of_name("a/../b") and not storage.problem_of_name("a..b")
+    )
+    with pytest.raises(ValueError, match=r"simplecache::nosuch://x cannot be opened"):
+        storage.read_bytes("simplecache::nosuch://x")
+
+
+def test_a_name_that_the_file_system_refuses_is_tried_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long") as raised:
+        storage.write_bytes(str(tmp_path / ("a" * 300)), b"x")
+    assert retries.refuses_name(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_a_file_at_a_signed_url() -> None:
+    url = "https://host/night/my%20cat.jpg?X-Amz-Signature=a/b"
+    assert storage.split_file(url) == ("https://host/night", "my cat.jpg")
+    assert storage.split_file("s3://bucket/night/what?.jpg") == ("s3://bucket/night", "what?.jpg")
