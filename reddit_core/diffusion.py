@@ -1,5 +1,8 @@
 """The algebra between `x_0`, `eps`, `z_t` and one DDIM step; float64 around the network's own dtype.
 
+Sums and quotients are taken in place where they are of new tensors: few-step sampling of large photographs is bound by
+memory.
+
 Levels are `sqrt_alpha_bar` values of shape [B], written `a_t`; `sigma = sqrt(1 - a^2)`.
 """
 
@@ -29,7 +32,7 @@ def add_noise(
 ) -> Float64[Tensor, "b 3 h w"]:
     """`z_t = a_t x_0 + sigma_t eps` (paper eq. 1)."""
     a = per_image(sqrt_alpha_bar)
-    return a * x_0.double() + sigma_of(a) * eps.double()
+    return (a * x_0.double()).add_(sigma_of(a) * eps.double())
 
 
 def x_0_from_eps(
@@ -45,7 +48,7 @@ def eps_from_x_0(
 ) -> Float64[Tensor, "b 3 h w"]:
     """Inverts `add_noise` for the noise: `eps = (z - a x_0) / sigma`; the level must not be exactly clean."""
     a = per_image(sqrt_alpha_bar)
-    return (z.double() - a * x_0.double()) / sigma_of(a)
+    return (z.double() - a * x_0.double()).div_(sigma_of(a))
 
 
 def v_from(

@@ -36,6 +36,7 @@ def sample_step(
     a_t, a_s = (schedule.sqrt_alpha_bar[k + released].to(low.device).expand(len(low)) for k in (t, s))
     estimate = predict(network, z, level, low=low, gain=gain)
     x_0 = (x_0_from_eps(z, estimate.eps, a_t) if released else estimate.x_0).clamp(-1, 1)
+    del estimate  # large
     return ddim_step(x_0, eps_from_x_0(z, x_0, a_t), a_s)
 
 
@@ -57,6 +58,7 @@ def ddim_sample(
     """
     grid = schedule.grid(num_steps)
     z = noise.double()
+    del noise
     for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
         z = sample_step(network, z, schedule, t, s, mode, low=low, gain=gain)
     return z.clamp(-1, 1).to(low.dtype)
@@ -87,5 +89,13 @@ def enhance(
     """
     height, width = low.shape[-2:]
     padded = pad_to_multiple(low, network.config.size_multiple)
-    noise = seeded_noise((1, *padded.shape[1:]), seed).to(low).expand_as(padded)
-    return ddim_sample(network, noise, schedule, num_steps, mode, low=padded, gain=gain)[..., :height, :width]
+    # No name holds the noise, so that its memory is free once sampling has begun.
+    return ddim_sample(
+        network,
+        seeded_noise((1, *padded.shape[1:]), seed).to(low).expand_as(padded),
+        schedule,
+        num_steps,
+        mode,
+        low=padded,
+        gain=gain,
+    )[..., :height, :width]

@@ -17,7 +17,10 @@ from reddit_core.tiles import TiledSampler
 from reddit_core.tone import Tone, make_tone, match_tone, thumbnail, thumbnail_of_pixels
 from reddit_core.weights import NetworkFile
 
-TILE, OVERLAP = 1024, 64
+# Where no tile is asked for: the most pixels that are enhanced in one piece, which takes up to 4 GB, and the side of
+# the tiles of larger photographs.
+UNTILED_PIXELS = 12_500_000
+TILE, OVERLAP = 2048, 64
 # Of luma in [0, 1]: half black, half white.
 MOST_DEVIATION = 0.5
 
@@ -138,13 +141,13 @@ class Student:
         *,
         seed: int = 0,
         steps: int = 0,
-        tile: int = TILE,
+        tile: int = 0,
         overlap: int = OVERLAP,
         mode: DdimMode = "exact",
         brightness: float | None = None,
         contrast: float | None = None,
     ) -> Pixels:
-        """Enhances a photograph of any size: in one piece up to `tile` x `tile` pixels, else in overlapping tiles.
+        """Enhances a photograph of any size: in one piece if it is small enough, else in overlapping tiles.
 
         Memory holds the photograph, its result, two float32 images of its size, and what the network needs for one
         tile.
@@ -153,7 +156,8 @@ class Student:
             pixels: [H, W, 3] RGB, uint8 or uint16.
             seed: of the noise; the same seed gives the same bytes on the same machine.
             steps: DDIM steps; 0 takes the student's own number.
-            tile: side of the tiles in pixels.
+            tile: side of the tiles in pixels; what has no more than its square is enhanced in one piece. 0 takes one
+                piece up to `UNTILED_PIXELS`, and tiles of `TILE` beyond.
             overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
             mode: the sampler.
             brightness: mean luma that the result shall have, in (0, 1). None is the weights' own; of a network that is
@@ -169,11 +173,12 @@ class Student:
                 the result is not finite.
         """
         check_pixels(pixels)
+        most, tile = (tile * tile, tile) if tile else (UNTILED_PIXELS, TILE)
         if not 0 <= overlap <= tile // 4:
             raise ValueError(
                 f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual"
             )
-        if pixels.shape[0] * pixels.shape[1] <= tile * tile:
+        if pixels.shape[0] * pixels.shape[1] <= most:
             return self.enhance_batch(
                 [pixels], seed=seed, steps=steps, mode=mode, brightness=brightness, contrast=contrast
             )[0]

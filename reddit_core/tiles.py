@@ -6,7 +6,6 @@ sampler except for influences from beyond a tile's overlap.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,25 +20,22 @@ from reddit_core.networks import Network
 from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels, signed_from_unit
 from reddit_core.sampler import DdimMode, sample_step, seeded_noise
 from reddit_core.schedule import NoiseSchedule
-from reddit_core.shared_statistics import Core, SharedNetwork
+from reddit_core.shared_statistics import SharedNetwork
 from reddit_core.tone import Tone, solve_tone
 
-# Side of the sample's patches; the more of them, the better they stand for the image.
-PATCH = 64
-# Surveys end when no group's statistics moved by more than this, and at the latest after so many.
-SETTLED = 0.04
-MAX_SURVEYS = 4
-# Tiles that a survey looks at, spread evenly; more would cost time and hardly move the statistics.
-MAX_SURVEYED = 16
+# Side of the sample's patches, and the pixels along their borders that do not count. The network sees less context
+# there; more patches stand better for the image.
+PATCH, MARGIN = 96, 16
+# Pixels of the sample: this share of the image, not fewer than so many, and not many more than a tile's.
+SAMPLE_SHARE = 1 / 16
+LEAST_SAMPLE = 2**19
 
 
 class Span(NamedTuple):
-    """One axis of a tile: pixels [start, stop), of which [core_start, core_stop) belong to no other tile."""
+    """One axis of a tile: pixels [start, stop)."""
 
     start: int
     stop: int
-    core_start: int
-    core_stop: int
 
 
 def plan_spans(size: int, tile: int, overlap: int, multiple: int) -> list[Span]:
@@ -49,16 +45,14 @@ def plan_spans(size: int, tile: int, overlap: int, multiple: int) -> list[Span]:
         size: pixels of the axis, a multiple of `multiple`.
         tile: longest span, before it is rounded up to a multiple.
         overlap: at most a quarter of `tile`.
-        multiple: every start, stop and core boundary is one.
+        multiple: every start and stop is one.
     """
     if size <= tile:
-        return [Span(0, size, 0, size)]
+        return [Span(0, size)]
     count = math.ceil((size - overlap) / (tile - overlap))
     length = math.ceil((size + (count - 1) * (overlap + multiple)) / count / multiple) * multiple
     starts = [i * (size - length) // (count - 1) // multiple * multiple for i in range(count)]
-    middles = [(later + earlier + length) // 2 // multiple * multiple for earlier, later in pairwise(starts)]
-    bounds = [0, *middles, size]
-    return [Span(start, start + length, *core) for start, core in zip(starts, pairwise(bounds), strict=True)]
+    return [Span(start, start + length) for start in starts]
 
 
 def blend_weights(spans: list[Span]) -> list[Float[Tensor, " length"]]:
@@ -92,11 +86,6 @@ class Tile:
     def box(self) -> tuple[slice, slice]:
         return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
 
-    @property
-    def core(self) -> Core:
-        (top, _, *rows), (left, _, *columns) = self.rows, self.columns
-        return Core(rows[0] - top, rows[1] - top, columns[0] - left, columns[1] - left)
-
 
 def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) -> list[Tile]:
     """The tiles of an image, row by row."""
@@ -110,7 +99,12 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int) 
 
 
 def sample_boxes(height: int, width: int, num_pixels: int, multiple: int) -> list[tuple[slice, slice]]:
-    """Patches that stand for the image: a regular lattice of as many as `num_pixels` hold, centred in their cells."""
+    """Patches that stand for the image: a regular lattice of as many as `num_pixels` hold, centred in their cells.
+
+    An image of no more pixels is its own only patch.
+    """
+    if height * width <= num_pixels:
+        return [(slice(0, height), slice(0, width))]
     side = math.ceil(PATCH / multiple) * multiple
     tall, wide = min(side, height), min(side, width)
     count = max(1, num_pixels // (tall * wide))
@@ -127,7 +121,8 @@ def sample_boxes(height: int, width: int, num_pixels: int, multiple: int) -> lis
 class TiledSampler:
     """DDIM on one large photograph, tile by tile.
 
-    Memory holds the photograph, its result, two float32 images, and what the network needs for one tile.
+    Memory holds the photograph, its result, two float32 images, and what the network needs for one tile, or for the
+    sample where that is larger.
 
     Attributes:
         shared: the copy of the network with shared statistics, on the device that does the work.
@@ -155,7 +150,8 @@ class TiledSampler:
         self.padded = _pad(self.pixels, multiple)
         height, width = self.padded.shape[:2]
         self.tiles = plan_tiles(height, width, self.tile, self.overlap, multiple)
-        self.patches = sample_boxes(height, width, self.tile**2, multiple)
+        num_sampled = max(LEAST_SAMPLE, min(int(height * width * SAMPLE_SHARE), self.tile**2))
+        self.patches = sample_boxes(height, width, num_sampled, multiple)
 
     def low(self, boxes: list[tuple[slice, slice]]) -> Float[Tensor, "b 3 h w"]:
         return torch.cat([signed_from_pixels(self.padded[box], self.device) for box in boxes])
@@ -191,7 +187,7 @@ class TiledSampler:
 
     def step(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> Float[Tensor, "1 3 h w"]:
         """One step of the whole image."""
-        self.settle(z, t, s)
+        self.sample_patches(z, t, s)
         blended = torch.zeros_like(z)
         with self.shared.apply() as network:
             for tile in self.tiles:
@@ -199,24 +195,12 @@ class TiledSampler:
                 blended[..., *tile.box] += (stepped * tile.weight.to(self.device)).float()
         return blended
 
-    def settle(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> None:
-        """Finds the statistics of the whole image at this step."""
-        self.shared.forget()
-        chosen = [self.tiles[int(i)] for i in spread(len(self.tiles), MAX_SURVEYED)]
-        self.sample_patches(z, t, s)
-        for _ in range(MAX_SURVEYS):
-            for tile in chosen:
-                with self.shared.survey(len(chosen), tile.rows.stop - tile.rows.start, tile.core) as network:
-                    self.step_tile(network, tile, z, t, s)
-            self.shared.learn()
-            self.sample_patches(z, t, s)
-            if self.shared.change < SETTLED:
-                return
-
     def sample_patches(self, z: Float[Tensor, "1 3 h w"], t: int, s: int) -> None:
-        noisy = torch.cat([z[..., *box] for box in self.patches])
-        with self.shared.sample() as network:
-            low = self.low(self.patches)
+        """Finds the statistics of the whole image at this step."""
+        noisy, low = torch.cat([z[..., *box] for box in self.patches]), self.low(self.patches)
+        height, width = noisy.shape[-2:]
+        margins = (MARGIN if height < z.shape[-2] else 0, MARGIN if width < z.shape[-1] else 0)
+        with self.shared.sample(height, margins) as network:
             sample_step(network, noisy, self.schedule, t, s, self.mode, low=low, gain=self.gains(low))
 
     def step_tile(
@@ -224,12 +208,6 @@ class TiledSampler:
     ) -> Float64[Tensor, "1 3 h2 w2"]:
         low = self.low([tile.box])
         return sample_step(network, z[..., *tile.box], self.schedule, t, s, self.mode, low=low, gain=self.gains(low))
-
-
-def spread(count: int, most: int) -> Iterator[int]:
-    """Evenly spread numbers below `count`, at most `most` of them."""
-    chosen = min(count, most)
-    return ((2 * i + 1) * count // (2 * chosen) for i in range(chosen))
 
 
 def _pad(pixels: Pixels, multiple: int) -> Pixels:

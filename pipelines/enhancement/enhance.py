@@ -152,7 +152,7 @@ def plan_enhance(config: EnhanceConfig) -> Report:
         "steps": work.steps,
         "megapixels": megapixels,
         "minutes on one CPU worker, about": megapixels * seconds_per_megapixel(config, work.steps) / 60,
-        f"above {config.tile} x {config.tile} pixels": "tiled, which takes two to five times as long",
+        "tiled": f"above {config.untiled_megapixels:.4g} megapixels, {config.tile_side} pixels a side",
         **{f"left out: {name}": reason for name, reason in bad.items()},
         **work.facts,
     }

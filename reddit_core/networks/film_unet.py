@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from reddit_core.brightness import gray
 from reddit_core.networks.interface import Network, Prediction
-from reddit_core.networks.layers import GroupNorm
+from reddit_core.networks.layers import GroupNorm, silu
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 from reddit_core.tone import tone_curve
 
@@ -147,11 +147,11 @@ class FilmBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
-        hidden = self.conv1(functional.silu(self.norm1(features)))
+        hidden: Tensor = self.conv1(silu(self.norm1(features)))
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
-        result: Tensor = self.shortcut(features) + self.conv2(self.dropout(functional.silu(hidden)))
-        return result
+        hidden = self.conv2(self.dropout(silu(hidden)))
+        return hidden.add_(self.shortcut(features))
 
 
 class Blocks(nn.Module):
@@ -202,17 +202,19 @@ class FilmUNet(Network):
             raise ValueError("this network needs the gain of each image; give gain=, from tone.make_tone")
         embedding = self.embedding(sqrt_alpha_bar, gain)
         curved = curved_image(low, gain, self.config.saturation)
-        inputs = torch.cat([z, low, logarithm(low), curved], dim=1)
-        features = self.stem(functional.pixel_unshuffle(inputs, self.config.patch_size))
+        patch = self.config.patch_size
+        features = self.stem(functional.pixel_unshuffle(torch.cat([z, low, logarithm(low), curved], dim=1), patch))
         skips = []
         for level, blocks in enumerate(self.encoder):
             features = blocks(self.down[level - 1](features) if level else features, embedding)
             skips.append(features)
+        skips.pop()  # the lowest level's, which is `features`
         for level in reversed(range(len(self.decoder))):
-            upsampled = functional.pixel_shuffle(self.up[level](features), 2)
-            features = self.decoder[level](torch.cat([upsampled, skips[level]], dim=1), embedding)
-        output = self.head(functional.silu(self.norm(features)))
-        correction: Tensor = functional.pixel_shuffle(output, self.config.patch_size)
+            # What is not used again is not held: the largest tensors are here.
+            features = torch.cat([functional.pixel_shuffle(self.up[level](features), 2), skips.pop()], dim=1)
+            features = self.decoder[level](features, embedding)
+        output = self.head(silu(self.norm(features)))
+        correction: Tensor = functional.pixel_shuffle(output, patch)
         return blurred(curved, self.config.blur) + correction
 
     def global_layers(self) -> dict[str, nn.Module]:

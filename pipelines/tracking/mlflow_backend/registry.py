@@ -19,7 +19,7 @@ from pipelines.tracking.mlflow_backend import student_model
 from pipelines.tracking.mlflow_backend.client import connect, log_if_undeliverable, upload_timeout
 from pipelines.tracking.mlflow_backend.runs import ensure_run
 from pipelines.tracking.run import RunHandle
-from reddit_core.student import OVERLAP, TILE
+from reddit_core.student import OVERLAP
 
 WEIGHTS_TAG = "reddit.weights_sha256"
 # The packages that the code inside a registered model imports.
@@ -104,7 +104,7 @@ def _save_pyfunc(
     weights_file, model_folder = folder / "student.safetensors", folder / "model"
     weights_file.write_bytes(weights)
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
-    defaults = {"steps": card.steps, "seed": seed, "tile": TILE, "overlap": OVERLAP}
+    defaults = {"steps": card.steps, "seed": seed, "tile": 0, "overlap": OVERLAP}
     whole = [ParamSpec(name, "integer", defaults[name]) for name in student_model.PARAMS]
     params = ParamSchema([*whole, *(ParamSpec(name, "double", 0.0) for name in student_model.TONE)])
     mlflow.pyfunc.save_model(

@@ -28,9 +28,9 @@ class StudentModel:
     def predict(self, images: NDArray[np.uint8], params: Mapping[str, Any]) -> NDArray[np.uint8]:
         """Enhanced images, uint8 [N, H, W, 3] like the input; one at a time, so memory does not grow with N.
 
-        `params` holds `steps` (sampling steps), `seed` (of the sampler's noise), `tile` and `overlap` (in pixels), and
-        `brightness` and `contrast` (mean luma of every result in (0, 1), and its standard deviation; 0 takes the
-        weights' own).
+        `params` holds `steps` (sampling steps), `seed` (of the sampler's noise), `tile` and `overlap` (in pixels; a
+        tile of 0 takes tiles for large images only), and `brightness` and `contrast` (mean luma of every result in
+        (0, 1), and its standard deviation; 0 takes the weights' own).
         """
         settings: dict[str, Any] = {name: int(params[name]) for name in PARAMS}
         settings |= {name: float(params[name]) or None for name in TONE}
