@@ -90,7 +90,8 @@ class SharedNorm(nn.Module):
 
     def measure(self, features: Float[Tensor, "b c h w"]) -> Statistics:
         """Over the batch and all positions."""
-        groups = features.float().unflatten(1, (self.norm.num_groups, -1))
+        batch, _, height, width = features.shape
+        groups = features.float().reshape(batch, self.norm.num_groups, -1, height, width)
         variance, mean = torch.var_mean(groups, dim=(0, 2, 3, 4), correction=0)
         return Statistics(mean.double(), variance.double() + self.norm.eps)
 

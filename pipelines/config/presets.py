@@ -20,7 +20,7 @@ TEACHER: Settings = {"brightness_jitter": 0.2, "ssim": 0.3, "optim.weight_decay"
 SMALL_FILM: Settings = {"film.channels": (16, 32, 64), "film.embedding_channels": 64}
 WIDE_FILM: Settings = {"film.channels": (64, 128, 256, 256), "film.num_res_blocks": 2, "film.embedding_channels": 256}
 DEMO_SEGMENT: Settings = {"segment.crop": 64, "segment.crops": 16, "segment.brightness_jitter": 0.2}
-LOL_CPU_SEGMENT: Settings = {"segment.crop": 128, "segment.crops": 8, "segment.brightness_jitter": 0.2}
+LOL_CPU_SEGMENT: Settings = {"segment.crop": 128, "segment.crops": 4, "segment.brightness_jitter": 0.2}
 LOL_SEGMENT: Settings = {"segment.crop": 128, "segment.crops": 64, "segment.brightness_jitter": 0.2}
 PAPER_UNET: Settings = {
     "network": "sr3-unet",
@@ -46,14 +46,14 @@ DISTILL: Mapping[str, Settings] = {
     "lol-cpu": {
         **LOL_CPU_SEGMENT,
         "loss.ssim": 0.3,
-        "optim.steps": 250,
+        "optim.steps": 150,
         "optim.batch_size": 8,
         "optim.learning_rate": 4e-4,
         "optim.warmup_steps": 10,
         "optim.ema_decay": 0.99,
         "optim.precision": CPU_PRECISION,
-        "checkpoint.every": 125,
-        "checkpoint.validate_every": 250,
+        "checkpoint.every": 75,
+        "checkpoint.validate_every": 150,
     },
     "lol": {
         **LOL_SEGMENT,

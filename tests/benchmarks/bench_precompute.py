@@ -49,7 +49,7 @@ class Settings:
     batch: int = 0
     """Records to a teacher evaluation; 0 takes 8 on a CPU, 64 on a GPU."""
     crop: int = 0
-    """Side of the crops; 0 takes 64 on a CPU, 96 on a GPU."""
+    """Side of the crops; 0 takes 128."""
     batches: int = 6
     """Teacher evaluations to a shard."""
     threads: int = 1

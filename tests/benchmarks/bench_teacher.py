@@ -22,7 +22,7 @@ from measuring import (
     DeviceName,
     Size,
     facts_about,
-    make_unet,
+    make_network,
     pick_device,
     seconds_of,
     show_with_profiles,
@@ -33,7 +33,7 @@ from measuring import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.reporting import Report
-from reddit_core.networks.sr3_unet import UNet
+from reddit_core.networks import Network
 
 Variant = Literal["plain", "bf16", "channels_last", "compile", "graphs"]
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
@@ -51,7 +51,7 @@ class Settings:
     batch: int = 0
     """Crops to a forward; 0 takes 8 on a CPU and looks for the best on a GPU."""
     crop: int = 0
-    """Side of the crops; 0 takes 64 on a CPU, 96 on a GPU."""
+    """Side of the crops; 0 takes 128."""
     rounds: int = 5
     """Turns of each, of which the median counts."""
     threads: int = 1
@@ -60,30 +60,30 @@ class Settings:
     """Also show which operations the time of a forward goes to, for each variant."""
 
 
-def forward(unet: UNet, size: Size, device: torch.device, variant: Variant) -> Call:
+def forward(network: Network, size: Size, device: torch.device, variant: Variant) -> Call:
     """A call of the network's forward in the way of the variant."""
     channels_last = variant == "channels_last" or (variant == "compile" and device.type == "cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     z, low = (torch.randn(size.batch, 3, size.crop, size.crop).to(device, memory_format=layout) for _ in range(2))
     level = torch.full((size.batch,), 0.5, device=device)
-    own: Any = copy.deepcopy(unet)  # the stubs of Module.to know no memory_format
-    network: Callable[..., torch.Tensor] = own.to(device, memory_format=layout).eval()
+    own: Any = copy.deepcopy(network)  # the stubs of Module.to know no memory_format
+    run: Callable[..., torch.Tensor] = own.to(device, memory_format=layout).eval()
     if variant in ("compile", "graphs"):
-        network = torch.compile(network, mode="reduce-overhead" if variant == "graphs" else None)
+        run = torch.compile(run, mode="reduce-overhead" if variant == "graphs" else None)
 
     def call() -> None:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=variant != "plain"):
-            network(z, level, low=low)
+            run(z, level, low=low, gain=level)
 
     return call
 
 
-def flops_of(unet: UNet, size: Size) -> int:
+def flops_of(network: Network, size: Size) -> int:
     """Floating-point operations of one forward, counted on one image."""
     one = torch.zeros(1, 3, size.crop, size.crop)
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
-        unet(one, torch.ones(1), low=one)
+        network(one, torch.ones(1), low=one, gain=torch.ones(1))
     return counter.get_total_flops() * size.batch
 
 
@@ -103,14 +103,14 @@ def without_enough_memory() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def best_size(unet: UNet, size: Size, device: torch.device, rounds: int) -> Size:
+def best_size(network: Network, size: Size, device: torch.device, rounds: int) -> Size:
     """The batch from which twice as many crops are hardly faster, or do not fit."""
     best, best_rate, batch = size, 0.0, 16
     while batch <= MOST_BATCH:
         tried = replace(size, batch=batch)
         try:
             with without_enough_memory():
-                call = forward(unet, tried, device, "bf16")
+                call = forward(network, tried, device, "bf16")
                 rate = batch / seconds_of(take_turns({"": call}, rounds, device)[""])
         except torch.cuda.OutOfMemoryError:
             break
@@ -125,15 +125,15 @@ def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
     """Every variant and the matrix product, turn by turn; and, if wanted, the profile of each variant."""
     device = pick_device(settings.device, settings.threads)
     size = size_for(device, settings.crop, settings.batch)
-    unet = make_unet(size.unet)
+    network = make_network(size.network)
     if device.type == "cuda" and not settings.batch:
-        size = best_size(unet, size, device, settings.rounds)
+        size = best_size(network, size, device, settings.rounds)
     every: tuple[Variant, ...] = ("plain", "bf16", "channels_last", "compile")
     variants = settings.variants or (*every, *(("graphs",) if device.type == "cuda" else ()))
     product, product_flops = matmul(device)
-    calls: dict[str, Call] = {variant: forward(unet, size, device, variant) for variant in variants}
+    calls: dict[str, Call] = {variant: forward(network, size, device, variant) for variant in variants}
     costs = take_turns({"matmul": product, **calls}, settings.rounds, device)
-    flops, seconds = flops_of(unet, size), {name: seconds_of(values) for name, values in costs.items()}
+    flops, seconds = flops_of(network, size), {name: seconds_of(values) for name, values in costs.items()}
     peak = product_flops / seconds["matmul"]
     rows = [
         {

@@ -66,7 +66,7 @@ class Settings:
     batch: int = 0
     """Records to a worker's step; 0 takes 8 on a CPU, 64 on a GPU."""
     crop: int = 0
-    """Side of the crops; 0 takes 64 on a CPU, 96 on a GPU."""
+    """Side of the crops; 0 takes 128."""
     threads: int = 1
     """Torch CPU threads of each worker."""
 

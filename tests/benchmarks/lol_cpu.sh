@@ -6,18 +6,24 @@ set -eu
 source=$1 output=$2
 python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} here=$(dirname "$0")
 pairs=$output/pairs cache=$output/cache students=$output/students
-teacher=$output/teacher/teacher.safetensors
+small=$output/teacher-128/teacher.safetensors teacher=$output/teacher/teacher.safetensors
 licence="LOL-v1 states no licence; it was published for research (Wei et al. 2018)"
 
 [ -f "$pairs/manifest.json" ] || $python "$jobs/ingest.py" --source "$source" --layout lolv1 --output "$pairs"
-$python "$jobs/train_teacher.py" --preset lol-cpu --pairs "$pairs" --output "$output/teacher" --compute.threads 1 \
+$python "$jobs/train_teacher.py" --preset lol-cpu --pairs "$pairs" --output "$output/teacher-128" --compute.threads 1 \
     --tracking.no-enabled
+# Crops that grow: a second cosine, from the weights of the first.
+$python "$jobs/train_teacher.py" --preset lol-cpu --pairs "$pairs" --output "$output/teacher" --compute.threads 1 \
+    --tracking.no-enabled --init "$small" --crop 160 --optim.steps 3500 --optim.learning-rate 7e-4
 $python "$jobs/precompute.py" --preset lol-cpu --pairs "$pairs" --teacher "$teacher" --output "$cache" --stages 16,8,4,2 \
     --compute.threads 1
 $python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --cache "$cache" --teacher "$teacher" --stages 16,8,4,2 \
     --output "$students" --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
 $python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --compute.threads 1 --tracking.no-enabled \
-    --weights teacher:16="$teacher" teacher:2="$teacher" teacher:1="$teacher" \
+    --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \
     student:2="$students/student-2.safetensors" student:1="$students/student-1.safetensors"
-$python "$here/pack_weights.py" "$output/weights" "$teacher" "$students"/student-[0-9].safetensors
+$python "$here/ship_weights.py" "$output/weights" --report "$output/report" --machine "$(uname -m), one thread" \
+    lol-teacher="$teacher" lol-student-8="$students/student-8.safetensors" \
+    lol-student-4="$students/student-4.safetensors" lol-student-2="$students/student-2.safetensors" \
+    lol-student-1="$students/student-1.safetensors"

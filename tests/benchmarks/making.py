@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from measuring import Size, make_unet
+from measuring import Size, make_network
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -68,5 +68,6 @@ def make_pairs(folder: Path, num_pairs: int) -> str:
 def make_teacher(folder: Path, size: Size) -> str:
     """The URL of a teacher of that size."""
     url = str(folder / "teacher.safetensors")
-    save_network(url, NetworkFile(network=make_unet(size.unet), schedule=NoiseSchedule(), facts={"role": "teacher"}))
+    network, schedule = make_network(size.network), NoiseSchedule()
+    save_network(url, NetworkFile(network=network, schedule=schedule, brightness=0.5, facts={"role": "teacher"}))
     return url

@@ -6,18 +6,21 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from pipelines.config.presets import PAPER_UNET
+from pipelines.config.presets import PAPER_UNET, WIDE_FILM
 from pipelines.reporting import Report, Row, show
-from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.networks import Network, NetworkConfig, build, kind_of
+from reddit_core.networks.film_unet import FilmUNetConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+NetworkName = Literal["default", "released"]
 Call = Callable[[], object]
 
 
@@ -25,7 +28,7 @@ Call = Callable[[], object]
 class Size:
     """The network and the batch of crops that a device is measured with."""
 
-    unet: UNetConfig
+    network: NetworkConfig
     crop: int
     batch: int
 
@@ -47,17 +50,32 @@ def pick_device(name: DeviceName, threads: int) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def size_for(device: torch.device, crop: int = 0, batch: int = 0) -> Size:
-    """The released network on 96 x 96 crops for a GPU, one of 1.4 M parameters on 64 x 64 for a CPU; 0 takes these."""
+def size_for(device: torch.device, crop: int = 0, batch: int = 0, network: NetworkName = "default") -> Size:
+    """The networks of presets `lol-cpu` and `lol`, or those of the released kind; 0 takes the presets' crops.
+
+    Those of the released kind are the released one on a GPU, and one of 1.4 M parameters on a CPU.
+    """
     on_gpu = device.type == "cuda"
-    released = {name.removeprefix("unet."): value for name, value in PAPER_UNET.items() if name.startswith("unet.")}
-    config = UNetConfig(**released) if on_gpu else SMALL_UNET
-    return Size(config, crop or (96 if on_gpu else 64), batch or (64 if on_gpu else 8))
+    config = released_network(on_gpu=on_gpu) if network == "released" else default_network(on_gpu=on_gpu)
+    return Size(config, crop or 128, batch or (32 if on_gpu else 8))
 
 
-def make_unet(config: UNetConfig) -> UNet:
+def default_network(*, on_gpu: bool) -> FilmUNetConfig:
+    return FilmUNetConfig(**fields_of(WIDE_FILM, "film.")) if on_gpu else FilmUNetConfig()
+
+
+def released_network(*, on_gpu: bool) -> UNetConfig:
+    return UNetConfig(**fields_of(PAPER_UNET, "unet.")) if on_gpu else SMALL_UNET
+
+
+def fields_of(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Those of a part's settings, without its prefix."""
+    return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+
+
+def make_network(config: NetworkConfig) -> Network:
     torch.manual_seed(0)
-    return UNet(config)
+    return build(config)
 
 
 def make_records(size: Size, *, targets: bool) -> dict[str, NDArray[np.generic]]:
@@ -70,7 +88,10 @@ def make_records(size: Size, *, targets: bool) -> dict[str, NDArray[np.generic]]
         floats |= {name: floats[name].astype(np.float16) for name in ("x_u", "x_target_0")}
     levels = np.sort(rng.uniform(0.1, 0.99, (size.batch, 3)), axis=1)
     seeds = np.arange(size.batch, dtype=np.uint64)
-    return {"low": image // 8, "normal": image, **floats, "levels": levels, "seed": seeds, "position": seeds}
+    images: dict[str, NDArray[np.generic]] = {"low": image // 8, "normal": image}
+    gain = np.full(size.batch, 8, np.float32)
+    columns: dict[str, NDArray[np.generic]] = {"gain": gain, "levels": levels, "seed": seeds, "position": seeds}
+    return {**images, **floats, **columns}
 
 
 def cost_of(call: Call, device: torch.device) -> Cost:
@@ -113,7 +134,8 @@ def facts_about(device: torch.device, size: Size) -> Row:
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "parameters": sum(parameter.numel() for parameter in UNet(size.unet).parameters()),
+        "network": kind_of(size.network),
+        "parameters": sum(parameter.numel() for parameter in build(size.network).parameters()),
         "crop": size.crop,
         "batch": size.batch,
         "load": " ".join(f"{value:.1f}" for value in os.getloadavg()),
