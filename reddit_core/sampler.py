@@ -72,7 +72,6 @@ def pad_to_multiple(image: Float[Tensor, "b c h w"], multiple: int) -> Float[Ten
     return functional.pad(image, (0, right, 0, bottom), mode=mode) if bottom or right else image
 
 
-@torch.no_grad()
 def enhance(
     network: Network,
     low: Float[Tensor, "b 3 h w"],
@@ -88,14 +87,15 @@ def enhance(
         ValueError: if `num_steps` does not divide the schedule.
     """
     height, width = low.shape[-2:]
-    padded = pad_to_multiple(low, network.config.size_multiple)
-    # No name holds the noise, so that its memory is free once sampling has begun.
-    return ddim_sample(
-        network,
-        seeded_noise((1, *padded.shape[1:]), seed).to(low).expand_as(padded),
-        schedule,
-        num_steps,
-        mode,
-        low=padded,
-        gain=gain,
-    )[..., :height, :width]
+    # No name holds the noise or the image without its padding, so that their memory is free once sampling has begun.
+    low = pad_to_multiple(low, network.config.size_multiple)
+    with torch.no_grad():
+        return ddim_sample(
+            network,
+            seeded_noise((1, *low.shape[1:]), seed).to(low).expand_as(low),
+            schedule,
+            num_steps,
+            mode,
+            low=low,
+            gain=gain,
+        )[..., :height, :width]

@@ -221,10 +221,16 @@ class Student:
         steps = sampling_steps(self.file, steps or self.default_steps)
         luma = torch.cat([thumbnail_of_pixels(pixels) for pixels in photographs]).to(self.device)
         tone = result_tone(self.file, luma, brightness, contrast)
-        low = signed_from_pixels(np.stack(photographs), self.device)
+        gain = None if tone is None else tone.gain
         with autocast(self.device, self.precision):
             enhanced = sampler.enhance(
-                self.network, low, self.schedule, steps, seed, mode, None if tone is None else tone.gain
+                self.network,
+                signed_from_pixels(np.stack(photographs), self.device),  # held by no name
+                self.schedule,
+                steps,
+                seed,
+                mode,
+                gain,
             )
             return list(pixels_from_signed(match_tone(enhanced, tone), photographs[0].dtype))
 
