@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from kornia.enhance import equalize_clahe
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from pipelines import storage
 from pipelines.config.use import EvaluateConfig
@@ -65,7 +68,7 @@ PROTOCOL = "; ".join(
         "LPIPS on [-1, 1], called uniform where the file has no learned channel weights, whose figures are not those "
         "of publications",
         f"clahe is kornia's equalize_clahe with OpenCV's default clip limit {CLAHE_CLIP:.0f} on "
-        f"{CLAHE_GRID[0]}x{CLAHE_GRID[1]} tiles of each channel",
+        f"{CLAHE_GRID[0]}x{CLAHE_GRID[1]} tiles of each channel, or fewer where an image has fewer pixels",
         "seconds are of the method's call alone, one image at a time, after a warm-up",
         "memory is of another such call, one for each size of image",
     )
@@ -187,9 +190,7 @@ class Judge:
         if method.name == INPUT:
             return unit_from_pixels(low[None], self.device)
         if method.name == CLAHE:
-            unit = unit_from_signed(signed_from_pixels(low[None], self.device))
-            channels = (equalize_clahe(channel, CLAHE_CLIP, CLAHE_GRID) for channel in torch.split(unit, 1, dim=1))
-            return torch.cat(list(channels), dim=1)
+            return equalized(unit_from_signed(signed_from_pixels(low[None], self.device)))
         student, steps, mode = self.students[method.url], method.steps, self.config.mode
         if low.shape[0] * low.shape[1] > TILE * TILE:
             pixels = student.enhance(low, seed=seed, steps=steps, mode=mode, **tone)
@@ -231,6 +232,15 @@ class Judge:
         values = {name: float(value) for name, value in figures.items()}
         values["psnr_given"] = min(values["psnr_given"], MOST_PSNR)
         return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def equalized(unit: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 h w"]:
+    """CLAHE of each channel in turn, which takes a third of the memory; kornia wants more pixels a side than tiles."""
+    height, width = unit.shape[-2:]
+    unit = functional.pad(unit, (0, int(width == 1), 0, int(height == 1)), mode="replicate")
+    rows, columns = (min(most, side - 1) for most, side in zip(CLAHE_GRID, unit.shape[-2:], strict=True))
+    channels = [equalize_clahe(channel, CLAHE_CLIP, (rows, columns)) for channel in torch.split(unit, 1, dim=1)]
+    return torch.cat(channels, dim=1)[..., :height, :width]
 
 
 class MemoryGauge:

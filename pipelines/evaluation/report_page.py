@@ -52,7 +52,7 @@ def template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"label": label, "text": as_text, "sort_key": sort_key}
+    environment.filters |= {"label": label, "text": as_text, "fixed": fixed, "sort_key": sort_key}
     return environment.get_template(TEMPLATE)
 
 
@@ -74,6 +74,11 @@ def as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {as_text(inner)}" for name, inner in value.items())
     return ", ".join(map(as_text, value)) if isinstance(value, list | tuple) else format_value(value)
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A figure with so many digits after the point; `-` where it does not exist."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def label(name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray.exceptions
 import torch
+from kornia.enhance import equalize_clahe
 from torch import Tensor
 
 from pipelines import failures, shards, storage
@@ -15,7 +16,7 @@ from pipelines.config.parts import CheckpointConfig, ComputeConfig
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation import results
 from pipelines.evaluation.evaluate import find_images, fingerprint, plan_evaluate
-from pipelines.evaluation.judge import Judge, MemoryGauge, part_url
+from pipelines.evaluation.judge import CLAHE_CLIP, CLAHE_GRID, Judge, MemoryGauge, equalized, part_url
 from pipelines.evaluation.methods import Method, methods_of
 from pipelines.evaluation.report_page import Case, label, render
 from pipelines.evaluation.results import Results, find_cases, interval, intervals
@@ -24,7 +25,7 @@ from pipelines.shards import PAIR_SCHEMA, TONE_COLUMNS, Manifest, ShardEntry
 from pipelines.training.validation import ValidationImages
 from pipelines.weights import load_distances, load_lpips, save_network
 from reddit_core.networks.sr3_unet import UNet
-from reddit_core.pixels import Pixels
+from reddit_core.pixels import Pixels, signed_from_pixels, unit_from_signed
 from reddit_core.student import Student
 from reddit_core.weights import NetworkFile
 
@@ -158,21 +159,56 @@ def test_a_validation_pair_below_every_window_ends_no_training(tmp_path: Path, t
     assert math.isnan(metrics["ssim"]) and math.isnan(metrics["lpips"])
 
 
-def test_large_images_are_judged_in_tiles(config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = Judge(config, [], "", "cpu")
-    low, student = np.zeros((48, 80, 3), np.uint8), judge.methods[2]
-    whole = judge.compute(student, low, seed=0)
-    tiled: list[tuple[int, ...]] = []
+def test_a_case_shows_what_does_not_exist_as_a_dash() -> None:
+    row = {"psnr": 7.0, "psnr_gt_mean": None, "ssim": None, "sharpness": None}
+    case = Case(pair_id="p", reasons=["worst"], figures={"input:0": row}, pictures={"input:0": "", "truth": ""})
+    page = render("t", [{"method": "input", **row}], {}, [{"method": "input"}], [case])
+    assert "PSNR 7.00 dB (- GT-mean)" in page and "SSIM -, sharpness -" in page
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (2, 1400), (1400, 1), (9, 9), (100, 150)])
+def test_images_of_any_shape_are_equalized(shape: tuple[int, int]) -> None:
+    image = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(0))
+    result = equalized(image)
+    assert result.shape == image.shape and result.min() >= 0 and result.max() <= 1
+    if min(shape) > 8:
+        assert torch.equal(result, equalize_clahe(image, CLAHE_CLIP, CLAHE_GRID))
+
+
+@pytest.fixture
+def tiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the images that `Student.enhance` gets, to which all above 60 x 60 pixels are large."""
+    shapes: list[tuple[int, ...]] = []
+    original = Student.enhance
 
     def enhance(self: Student, pixels: Pixels, **settings: object) -> Pixels:
-        tiled.append(pixels.shape)
+        shapes.append(pixels.shape)
         return original(self, pixels, **settings)  # type: ignore[arg-type]
 
-    original = Student.enhance
     monkeypatch.setattr(Student, "enhance", enhance)
-    monkeypatch.setattr("pipelines.evaluation.judge.TILE", 60)
-    assert (judge.compute(student, low, seed=0) - whole).abs().max() <= 0.51 / 255
-    assert tiled == [low.shape]
+    for module in ("evaluation.judge", "training.validation"):
+        monkeypatch.setattr(f"pipelines.{module}.TILE", 60)
+    return shapes
+
+
+def test_large_images_are_judged_in_tiles(config: EvaluateConfig, tiled: list[tuple[int, ...]]) -> None:
+    judge = Judge(config, [], "", "cpu")
+    low, student = np.zeros((48, 80, 3), np.uint8), judge.methods[2]
+    unit = judge.compute(student, low, seed=0)
+    assert tiled[-1] == low.shape
+    image = signed_from_pixels(low[None])
+    with torch.no_grad():
+        whole = unit_from_signed(judge.students[student.url].enhance_images(image, seed=0, steps=2))
+    assert (unit - whole).abs().max() <= 0.51 / 255
+
+
+def test_large_validation_images_are_enhanced_in_tiles(
+    tmp_path: Path, tiny_unet: UNet, tiled: list[tuple[int, ...]]
+) -> None:
+    write_pairs(str(tmp_path / "large"), 1, side=72)
+    images = ValidationImages(str(tmp_path / "large"), CheckpointConfig(validation_crop=0))
+    assert images.judge(NetworkFile(network=tiny_unet), 2)[0].keys() >= {"psnr", "ssim"}
+    assert tiled == [(72, 72, 3)]
 
 
 def test_a_result_that_is_not_finite_is_refused(config: EvaluateConfig, tiny_unet: UNet, tmp_path: Path) -> None:
@@ -214,6 +250,12 @@ def test_a_process_that_was_killed_is_one_line(kind: type[ray.exceptions.RayErro
         failures.user_errors("evaluation", kept="what was judged is kept"),
     ):
         raise kind
+
+
+def test_a_fault_in_an_actors_code_is_not_taken_for_lack_of_memory() -> None:
+    fault = ray.exceptions.ActorDiedError(ray.exceptions.RayTaskError("__init__", "TypeError: a fault", TypeError()))
+    with pytest.raises(ray.exceptions.ActorDiedError), failures.user_errors("evaluation", kept="nothing"):
+        raise fault
 
 
 def test_intervals_need_two_images_and_are_sorted_by_value() -> None:
