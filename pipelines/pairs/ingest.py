@@ -12,6 +12,7 @@ import torch
 
 from pipelines import reporting, shards, storage
 from pipelines.config.jobs import IngestConfig
+from pipelines.pairs import remarks
 from pipelines.pairs.index import IndexRow, read_index, write_index
 from pipelines.pairs.inventory import Inventory, read_one, take_inventory
 from pipelines.pairs.matching import PairSource
@@ -38,7 +39,6 @@ from pipelines.reporting import Report
 from pipelines.shards import Manifest
 from pipelines.source_files import evenly
 from reddit_core.brightness import LEAST_LUMA
-from reddit_core.pixels import SSIM_WINDOW
 from reddit_core.tone import contrast_features, fit_contrast, tone_gain
 
 DUPLICATES = "duplicates.jsonl"
@@ -72,15 +72,9 @@ def ingest(config: IngestConfig) -> Report:
     quarantine(inventory, broken, assignment)
     manifest = commit(inventory, results, surveyed, assignment, broken)
     num_new, seconds = sum(len(result.pairs) for result in results), time.perf_counter() - started
-    figures = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds, **small_pairs(usable)}
+    figures: dict[str, Any] = {"new pairs": num_new, "seconds": seconds, "pairs per second": num_new / seconds}
+    figures |= {**remarks.small_pairs(usable), **remarks.bright_lows(results)}
     return finish(config, summary(inventory, manifest, "ingested" if num_new else "already done", figures))
-
-
-def small_pairs(surveyed: Iterable[Surveyed]) -> dict[str, str]:
-    """A fact on pairs that later jobs train on, but cannot judge as a whole; empty if there are none."""
-    small = sorted(row.pair_id for row in surveyed if min(row.width, row.height) < SSIM_WINDOW)
-    name = f"pairs below {SSIM_WINDOW} pixels a side, which have no SSIM and no LPIPS"
-    return {name: f"{len(small)}, such as {small[0]}"} if small else {}
 
 
 def broken_before_writing(inventory: Inventory, surveyed: Mapping[str, Surveyed]) -> dict[str, str]:

@@ -1,15 +1,19 @@
 """What the unit tests share: how properties are tested, released files' extra tensors, and the jobs' parsers."""
 
 import importlib
+import io
 import os
 import shlex
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch import Tensor
 
 from reddit_core.networks.sr3_unet import ResBlock, UNet
@@ -69,3 +73,27 @@ def as_ordinary_user() -> Iterator[Path]:
                 os.seteuid(0)
             for path in [path for path in Path(folder).rglob("*") if path.is_dir()]:
                 path.chmod(0o700)
+
+
+@pytest.fixture
+def signed_photograph() -> Iterator[tuple[str, bytes]]:
+    """A signed URL of one JPEG, and its bytes: GET of it alone is allowed, and the folder cannot be listed."""
+    sink = io.BytesIO()
+    Image.new("RGB", (60, 40), (20, 30, 40)).save(sink, "JPEG")
+    path, data = "/night/my%20cat.jpg?X-Amz-Signature=hush", sink.getvalue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == path
+            self.send_response(200 if found else 403)
+            self.send_header("Content-Length", str(len(data) if found else 0))
+            self.end_headers()
+            self.wfile.write(data if found else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{path}", data
+        server.shutdown()

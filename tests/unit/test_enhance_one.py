@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.cli import main
+from jobs.enhance import JOB
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance, needs_ray, plan_enhance
@@ -56,6 +58,18 @@ sys.exit("ray" in sys.modules)"""
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert Image.open(tmp_path / "a.png").size == (60, 40)
+
+
+def test_a_photograph_at_a_signed_url(
+    weights: str, signed_photograph: tuple[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, data = signed_photograph
+    for output in ("better.jpg", "folder"):
+        main(JOB, ["--source", url, "--output", str(tmp_path / output), "--weights", weights, "--compute.threads", "1"])
+    assert "hush" not in "".join(capsys.readouterr())
+    assert [b"hush" in path.read_bytes() for path in tmp_path.rglob("*.json")] == [False, False]
+    better = (tmp_path / "better.jpg").read_bytes()
+    assert (tmp_path / "folder" / "my cat.jpg").read_bytes() == better != data
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Image files that viewers show: they are read by both decoders, or the reason is the true one."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +64,29 @@ def decode(request: pytest.FixtureRequest) -> Decode:
 )
 def test_files_with_much_beside_their_pixels_are_read(decode: Decode, data: bytes) -> None:
     assert np.abs(decode(data).astype(int) - PICTURE).max() <= 4
+
+
+def deep_grey_png_with_alpha() -> bytes:
+    """`GREY` with 16 bits and an alpha channel, as Pillow cannot write it."""
+    planes = np.dstack([GREY.astype(np.uint16) * 257, np.full(GREY.shape, 40_000, np.uint16)]).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in planes)
+    header = struct.pack(">IIBBBBB", GREY.shape[1], GREY.shape[0], 16, 4, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_grey_of_16_bits_with_alpha_is_read(decode: Decode) -> None:
+    pixels = decode(deep_grey_png_with_alpha())
+    assert np.array_equal(images.to_8_bit(pixels), np.dstack([GREY] * 3))
+
+
+def test_a_tiff_whose_second_page_is_a_thumbnail_is_read(decode: Decode) -> None:
+    sink = io.BytesIO()
+    with tifffile.TiffWriter(sink) as file:
+        file.write(PICTURE, photometric="rgb")
+        file.write(PICTURE[::4, ::4], photometric="rgb", subfiletype=1)
+    assert np.array_equal(decode(sink.getvalue()), PICTURE)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 """Sources as people have them: files of programs, names that differ in spelling, links, folders that cannot be read."""
 
 import os
-import threading
 import unicodedata
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from pipelines.pairs.layouts import Found, list_pairs
 from pipelines.pairs.ray_tasks import fetch
 
 NOT_USERS = (".ipynb_checkpoints/1-checkpoint.png", "@eaDir/1.png/SYNOFILE_THUMB_M.png", ".thumbnails/x.png", "._a.jpg")
-PHOTOGRAPH = b"a photograph"
 CAFE, CAFE_DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 
@@ -71,36 +67,15 @@ def test_what_programs_made_is_left_out_and_said(tmp_path: Path) -> None:
     assert (listing.images, len(listing.not_users), listing.others) == (["1.png"], 4, [])
 
 
-class SignedPhotograph(BaseHTTPRequestHandler):
-    """Serves one photograph at a signed URL: GET alone is allowed, and the folder cannot be listed."""
-
-    def do_GET(self) -> None:
-        signed = self.path == "/night/my%20cat.jpg?X-Amz-Signature=hush"
-        self.send_response(200 if signed else 403)
-        self.send_header("Content-Length", str(len(PHOTOGRAPH) if signed else 0))
-        self.end_headers()
-        self.wfile.write(PHOTOGRAPH if signed else b"")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def http_root() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), SignedPhotograph) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_a_photograph_at_a_signed_url_has_its_own_name(http_root: str, tmp_path: Path) -> None:
-    url = f"{http_root}/night/my%20cat.jpg?X-Amz-Signature=hush"
+def test_a_photograph_at_a_signed_url_has_its_own_name(signed_photograph: tuple[str, bytes], tmp_path: Path) -> None:
+    url, photograph = signed_photograph
+    folder = url.rpartition("/night/")[0] + "/night"
     root, listing = list_photographs(EnhanceConfig(source=url, output=str(tmp_path), weights="unused"))
-    assert (root, listing.images) == (f"{http_root}/night", ["my cat.jpg"])
+    assert (root, listing.images) == (folder, ["my cat.jpg"])
     work = Work(root, listing.images, listing.images, {}, 2, {}, single=url)
-    assert storage.read_bytes(work.url_of("my cat.jpg")) == PHOTOGRAPH
+    assert storage.read_bytes(work.url_of("my cat.jpg")) == photograph
     with pytest.raises(ValueError, match="there is nothing at"):
-        photographs(f"{http_root}/night/other.jpg")
+        photographs(f"{folder}/other.jpg")
 
 
 def test_a_key_that_names_no_file_is_left_out_alone(tmp_path: Path) -> None:
