@@ -1,5 +1,6 @@
 """jobs/enhance.py end to end: kinds of files, tiles, reruns, a kill, bad files and bad arguments."""
 
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from tests.ray.processes import JobProcess, started, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ONE_THREAD = ComputeConfig(threads=1)
+TOO_LONG = "n" * 250 + ".webp"  # as long as a name can be, and so too long for that of a comparison
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -65,6 +67,7 @@ def odd_names(folder: Path, elsewhere: Path) -> list[str]:
     (elsewhere / "deeper").mkdir(parents=True)
     (folder / "album").symlink_to(elsewhere)
     (elsewhere / "circle").symlink_to(folder)
+    shutil.copyfile(folder / "cup.webp", folder / TOO_LONG)
     (folder / ".thumbnails").mkdir()
     for name in (*names, ".thumbnails/x.png"):
         shutil.copyfile(folder / "cup.webp", folder / name)
@@ -79,8 +82,9 @@ def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> No
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     odd = odd_names(folder, tmp_path / "elsewhere")
     report = enhance(config)
-    assert counts(report.rows) == {"enhanced now": 4 + len(odd), "done before": 0, "left out": 2}
+    assert counts(report.rows) == {"enhanced now": 4 + len(odd), "done before": 0, "left out": 3}
     assert all((output / name).exists() for name in odd)
+    assert "cannot hold a file of this name (File name too long); rename it" in report.facts[f"left out: {TOO_LONG}"]
     assert report.facts["images that programs made, left out"] == "1, such as .thumbnails/x.png"
     assert "FileNotFoundError" in report.facts["left out: gone.jpg"]
     assert "truncated" in report.facts["left out: broken.jpg"].lower()
@@ -101,7 +105,7 @@ def test_a_folder_of_all_kinds(folder: Path, weights: str, tmp_path: Path) -> No
     first = {name: (output / name).read_bytes() for name in ("phone.jpg", "cup.webp", "deeper/cat.PNG", "deep.png")}
     (output / "cup.webp").unlink()
     again = enhance(config)
-    assert counts(again.rows) == {"enhanced now": 1, "done before": 3 + len(odd), "left out": 2}
+    assert counts(again.rows) == {"enhanced now": 1, "done before": 3 + len(odd), "left out": 3}
     assert {name: (output / name).read_bytes() for name in first} == first
     assert json.loads((output / "report.json").read_text())["steps"] == 2
 
@@ -194,6 +198,26 @@ def test_a_killed_actor_is_restarted_and_ray_does_not_say_that_it_could_not_be(
     assert len(finished(output)) == 20
     captured = capfd.readouterr()
     assert "constructor arguments in the object store" not in captured.out + captured.err
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_killed_again_and_again_is_one_line(weights: str, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    os.mkfifo(source / "huge.png")  # nobody writes to it, so the call lasts until the actor is killed
+    ended = threading.Event()
+
+    def kill() -> None:
+        pauses = itertools.count(5, 5)  # so that in the end every actor has begun its call, on a busy machine too
+        while not ended.wait(next(pauses)):
+            for actor in started("MapWorker(MapBatches(Enhancer))"):
+                actor.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    message = r"^a process of enhancement was killed again and again[^\n]*; what was enhanced is kept; give it[^\n]*$"
+    with pytest.raises(OSError, match=message):
+        enhance(EnhanceConfig(source=str(source), output=str(tmp_path / "out"), weights=weights, compute=ONE_THREAD))
+    ended.set()
 
 
 def finished(output: Path) -> list[str]:

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 import ray
 
+from jobs import enhance as enhance_job
+from jobs import ingest as ingest_job
+from jobs.cli import main
+from pipelines import shards, storage
 from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, SegmentConfig, StudentTrackingConfig
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
@@ -138,6 +142,23 @@ def test_a_bucket_is_enhanced_and_judged_into_a_bucket(bucket) -> None:
     )
     evaluate(judged)
     assert {"report.json", "report.html", "images.csv", "before_after.png"} <= set(bucket.objects("judged/"))
+
+
+def test_odd_keys_and_texts_of_editors_in_a_bucket(bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph = bucket.objects("LOLv1/our485/low/")["1.png"]
+    for name in ("a.png", "/b.png", "é %41 [x]+&=::#?.png"):
+        storage.write_bytes(f"{URL}/odd/night/{name}", photograph)
+    storage.write_bytes(f"{URL}/odd/enhance.toml", "steps = 1 # é\rcompute.threads = 1\r".encode("utf-16"))
+    flags = ["--source", f"{URL}/odd/night", "--output", f"{URL}/odd/day", "--weights", PRECOMPUTE.teacher]
+    main(enhance_job.JOB, ["--config", f"{URL}/odd/enhance.toml", *flags])
+    assert {"a.png", "é %41 [x]+&=::#?.png", "enhance.json", "report.json"} == set(bucket.objects("odd/day/"))
+    assert "left out: /b.png: its name has the part ''" in capsys.readouterr().out
+    lines = "low,normal\r../night/a.png,../../LOLv1/our485/high/1.png\r"
+    storage.write_bytes(f"{URL}/odd/lists/pairs.csv", lines.encode("utf-8-sig"))
+    flags = ["--source", f"{URL}/odd/lists/pairs.csv", "--output", f"{URL}/odd/pairs", "--layout", "table"]
+    main(ingest_job.JOB, [*flags, "--validation-share", "0"])
+    facts = shards.read_manifest(f"{URL}/odd/pairs", "pairs").facts
+    assert facts["splits"]["train"]["pair_ids"] == ["night/a"]
 
 
 def test_throttling_and_broken_connections_are_waited_out_and_lose_nothing(
