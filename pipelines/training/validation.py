@@ -26,7 +26,7 @@ from reddit_core.pixels import (
     unit_from_pixels,
     unit_from_signed,
 )
-from reddit_core.student import TILE, Student, result_brightness
+from reddit_core.student import UNTILED_PIXELS, Student, result_brightness
 from reddit_core.tone import tone_gain
 from reddit_core.weights import NetworkFile
 
@@ -133,7 +133,7 @@ class ValidationImages:
         Only whole images are matched to that brightness, and to the contrast that is predicted for them; large ones
         are enhanced in tiles, as `evaluate` does it.
         """
-        if not self.config.validation_crop and pair.low.shape[0] * pair.low.shape[1] > TILE * TILE:
+        if not self.config.validation_crop and pair.low.shape[0] * pair.low.shape[1] > UNTILED_PIXELS:
             pixels = student.enhance(pair.low, seed=SEED, brightness=brightness)
             return unit_from_pixels(pixels[None].astype(np.uint8, copy=False), student.device)
         low = signed_from_pixels(pair.low[None], student.device)

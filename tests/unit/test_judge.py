@@ -187,7 +187,7 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(Student, "enhance", enhance)
     for module in ("evaluation.judge", "training.validation"):
-        monkeypatch.setattr(f"pipelines.{module}.TILE", 60)
+        monkeypatch.setattr(f"pipelines.{module}.UNTILED_PIXELS", 60 * 60)
     return shapes
 
 
