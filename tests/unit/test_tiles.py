@@ -109,7 +109,7 @@ def test_tiled_by_a_sample_of_an_image_is_untiled(
     monkeypatch.setattr(tiles, "LEAST_SAMPLE", pixels.shape[0] * pixels.shape[1] * count // 4)
     student = Student(decode_network(TRAINED.read_bytes()))
     whole, tiled = (student.enhance(pixels, steps=1, tile=tile, overlap=24) / 257 for tile in (400, 128))
-    assert np.abs(tiled - whole).mean() < 1
+    assert np.abs(tiled - whole).mean() < 2, "of a tenth of a megapixel; large samples are far better"
 
 
 def test_tiles_of_a_trained_network_leave_no_seams(photographs: dict[str, NDArray[np.uint8]]) -> None:

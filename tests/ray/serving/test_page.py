@@ -137,8 +137,7 @@ def test_an_unreadable_file_gets_a_sentence(page: Page, tmp_path: Path) -> None:
 def test_on_a_phone_by_keyboard(page: Page, night: Path) -> None:
     page.driver.set_window_size(*PHONE)
     page.at("sample").send_keys(Keys.ENTER)
-    page.wait_for("Enhancing")
-    assert page.driver.execute_script("return document.getElementById('before').naturalWidth") == 600
+    page.wait(lambda driver: driver.execute_script("return document.getElementById('before').naturalWidth") == 600)
     page.at("file").send_keys(str(night))  # in place of the sample, which these small tiles take long for
     page.wait_for("my night.jpg: enhanced in")
     script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
