@@ -55,10 +55,7 @@ class Inventory:
 
 def pair_spec(config: IngestConfig) -> dict[str, Any]:
     """Everything that determines a pair dataset's content; without credentials that a URL may carry."""
-    urls = {
-        name: redact(storage.resolve(getattr(config, name))) if getattr(config, name) else ""
-        for name in ("source", "low", "normal", "splits")
-    }
+    urls = {name: redact(storage.resolve(getattr(config, name))) if getattr(config, name) else "" for name in PLACES}
     names = ("layout", "pattern", "validation_share", "split_seed", "pairs_per_shard")
     spec = {**urls, **{name: getattr(config, name) for name in names}, **shards.schema_spec("pairs")}
     if config.layout == "degrade":

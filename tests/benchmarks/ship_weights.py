@@ -44,18 +44,18 @@ def without_folders(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def ship(settings: Settings) -> None:
-    files: dict[str, NetworkFile] = {}
+    files: list[NetworkFile] = []
     shipped = []
     settings.output.mkdir(parents=True, exist_ok=True)
     for text in settings.weights:
         name, _, path = text.partition("=")
         file = load_network(path)
-        files[name] = replace(file, facts=without_folders(dict(file.facts)))
-        data = encode_network(files[name], torch.float16)
+        files.append(replace(file, facts=without_folders(dict(file.facts))))
+        data = encode_network(files[-1], torch.float16)
         (settings.output / f"{name}.safetensors").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         shipped.append({"name": f"{name}.safetensors", "bytes": len(data), "sha256": digest})
-    (settings.output / "README.md").write_text(card(settings, list(files.values()), shipped))
+    (settings.output / "README.md").write_text(card(settings, files, shipped))
 
 
 def card(settings: Settings, files: list[NetworkFile], shipped: list[dict[str, Any]]) -> str:
