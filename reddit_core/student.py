@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reddit_core import sampler
-from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels, unit_from_signed
+from reddit_core.pixels import Pixels, pixels_from_signed, signed_from_pixels, unit_from_pixels, unit_from_signed
 from reddit_core.precision import Precision, autocast, lay_out_for_inference
 from reddit_core.sampler import DdimMode
 from reddit_core.shared_statistics import SharedNetwork
@@ -17,10 +19,8 @@ from reddit_core.tiles import TiledSampler
 from reddit_core.tone import Tone, make_tone, match_tone, thumbnail, thumbnail_of_pixels
 from reddit_core.weights import NetworkFile
 
-# Where no tile is asked for: the most pixels that are enhanced in one piece, which takes up to 4 GB, and the side of
-# the tiles of larger photographs.
-UNTILED_PIXELS = 12_500_000
-TILE, OVERLAP = 2048, 64
+# Sides of tiles where none is asked for: the largest that the network takes in one piece.
+TILES, OVERLAP = (2048, 1024), 64
 # Of luma in [0, 1]: half black, half white.
 MOST_DEVIATION = 0.5
 
@@ -129,6 +129,17 @@ class Student:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    def tiling(self, tile: int = 0) -> tuple[int, int]:
+        """The most pixels that are enhanced in one piece, and the side of the tiles of larger photographs.
+
+        Args:
+            tile: the side that is asked for; 0 leaves both to the network (`Network.untiled_pixels`).
+        """
+        if tile:
+            return tile * tile, tile
+        most = self.network.untiled_pixels
+        return most, next((side for side in TILES if side * side <= most), TILES[-1])
+
     @cached_property
     def tiled_network(self) -> SharedNetwork:
         """The copy of the network that runs tile by tile."""
@@ -157,7 +168,7 @@ class Student:
             seed: of the noise; the same seed gives the same bytes on the same machine.
             steps: DDIM steps; 0 takes the student's own number.
             tile: side of the tiles in pixels; what has no more than its square is enhanced in one piece. 0 takes one
-                piece up to `UNTILED_PIXELS`, and tiles of `TILE` beyond.
+                piece up to what the network takes in about 4 GB, and tiles beyond (`tiling`).
             overlap: pixels over which neighbouring tiles are blended, at most a quarter of `tile`.
             mode: the sampler.
             brightness: mean luma that the result shall have, in (0, 1). None is the weights' own; of a network that is
@@ -173,7 +184,7 @@ class Student:
                 the result is not finite.
         """
         check_pixels(pixels)
-        most, tile = (tile * tile, tile) if tile else (UNTILED_PIXELS, TILE)
+        most, tile = self.tiling(tile)
         if not 0 <= overlap <= tile // 4:
             raise ValueError(
                 f"overlap is {overlap}, but must be between 0 and a quarter of the tile's {tile}; 64 is usual"
@@ -233,6 +244,23 @@ class Student:
                 gain,
             )
             return list(pixels_from_signed(match_tone(enhanced, tone), photographs[0].dtype))
+
+    @torch.no_grad()
+    def enhance_unit(self, pixels: NDArray[np.uint8], **settings: Any) -> Float[Tensor, "1 3 h w"]:
+        """The result in [0, 1] on the student's device; in tiles where `enhance` takes them, and then rounded.
+
+        Args:
+            pixels: [H, W, 3] RGB.
+            settings: seed, steps, mode, brightness and contrast as in `enhance`.
+
+        Raises:
+            ValueError: as `enhance` does.
+        """
+        if pixels.shape[0] * pixels.shape[1] > self.tiling()[0]:
+            result = self.enhance(pixels, **settings)
+            return unit_from_pixels(result[None].astype(np.uint8, copy=False), self.device)
+        low = signed_from_pixels(pixels[None], self.device)
+        return unit_from_signed(self.enhance_images(low, **settings))
 
     @torch.no_grad()
     def enhance_images(

@@ -16,7 +16,7 @@ from pipelines.config.parts import (
 )
 from reddit_core.precision import Precision
 from reddit_core.sampler import DdimMode
-from reddit_core.student import MOST_DEVIATION, TILE, UNTILED_PIXELS
+from reddit_core.student import MOST_DEVIATION, TILES
 
 # In a checkout, and in what ray job submit uploads of one; a wheel has no weights.
 DEFAULT_STUDENT = Path(__file__).parents[2] / "weights" / "lol-student-2.safetensors"
@@ -75,8 +75,8 @@ class StudentConfig:
     contrast: float | Literal["auto"] = "auto"
     """Standard deviation of every result's luma; auto takes what such photographs have in training."""
     tile: int = 0
-    """Side of the tiles that larger photographs are split into. 0 takes what needs up to 4 GB a worker: one piece up to
-    12.5 megapixels, tiles of 2,048 pixels beyond. 1024 needs a tenth of that."""
+    """Side of the tiles that larger photographs are split into. 0 takes what needs up to 4 GB a worker: with the
+    default network one piece up to 12.5 megapixels, and tiles of 2,048 pixels beyond; 1024 needs a tenth of that."""
     overlap: int = 64
     """Pixels over which neighbouring tiles are blended, at most a quarter of a tile."""
     precision: Precision = "fp32"
@@ -105,21 +105,11 @@ class StudentConfig:
             self.tile == 0 or self.tile >= 64,
             f"tile is {self.tile}, but must be at least 64 pixels, or 0 to choose by size; 1024 is usual",
         )
-        side = self.tile_side
+        side = self.tile or TILES[-1]
         require(
             0 <= self.overlap <= side // 4,
             f"overlap is {self.overlap}, but must be between 0 and a quarter of the tile's {side}; 64 is usual",
         )
-
-    @property
-    def tile_side(self) -> int:
-        """Side of the tiles of a photograph that is tiled."""
-        return self.tile or TILE
-
-    @property
-    def untiled_megapixels(self) -> float:
-        """Megapixels of the largest photograph that is not tiled."""
-        return (self.tile**2 or UNTILED_PIXELS) / 1e6
 
     @property
     def asked_tone(self) -> dict[str, Any]:

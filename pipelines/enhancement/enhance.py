@@ -19,6 +19,7 @@ from pipelines.progress import Progress
 from pipelines.reporting import Report
 from pipelines.threads import torch_threads
 from pipelines.weights import load_student
+from reddit_core.student import Student
 
 MEASURED_SIDE = 128
 # Bytes that hold the header of nearly every photograph; the plan reads so many of them at a time.
@@ -143,6 +144,8 @@ def plan_enhance(config: EnhanceConfig) -> Report:
         sizes = dict(zip(work.missing, pool.map(lambda name: look_at(config, work, name), work.missing), strict=True))
     bad = {**work.unusable, **{name: size for name, size in sizes.items() if isinstance(size, str)}}
     megapixels = sum(size for size in sizes.values() if not isinstance(size, str))
+    student = load_student(config.weights, "cpu", config.precision, steps=work.steps)
+    most, side = student.tiling(config.tile)
     rows = [
         {"photographs": "to enhance", "count": sum(not isinstance(size, str) for size in sizes.values())},
         {"photographs": "done before", "count": len(work.names) - len(work.missing)},
@@ -151,8 +154,8 @@ def plan_enhance(config: EnhanceConfig) -> Report:
     facts = {
         "steps": work.steps,
         "megapixels": megapixels,
-        "minutes on one CPU worker, about": megapixels * seconds_per_megapixel(config, work.steps) / 60,
-        "tiled": f"above {config.untiled_megapixels:.4g} megapixels, {config.tile_side} pixels a side",
+        "minutes on one CPU worker, about": megapixels * seconds_per_megapixel(config, student) / 60,
+        "tiled": f"above {most / 1e6:.4g} megapixels, {side} pixels a side",
         **{f"left out: {name}": reason for name, reason in bad.items()},
         **work.facts,
     }
@@ -175,10 +178,9 @@ def look_at(config: EnhanceConfig, work: Work, name: str) -> float | str:
         return f"it cannot be read ({type(error).__name__})" if isinstance(error, OSError) else str(error)
 
 
-def seconds_per_megapixel(config: EnhanceConfig, steps: int) -> float:
+def seconds_per_megapixel(config: EnhanceConfig, student: Student) -> float:
     """Measured on a small picture in one piece, on this machine's CPU; the second of two runs."""
     torch.set_num_threads(torch_threads(config.compute))
-    student = load_student(config.weights, "cpu", config.precision, steps=steps)
     picture = np.random.default_rng(0).integers(0, 64, (MEASURED_SIDE, MEASURED_SIDE, 3), dtype=np.uint8)
     for _ in range(2):
         started = time.perf_counter()

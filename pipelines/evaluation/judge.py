@@ -42,7 +42,6 @@ from reddit_core.pixels import (
     unit_from_pixels,
     unit_from_signed,
 )
-from reddit_core.student import UNTILED_PIXELS
 
 CLAHE_CLIP, CLAHE_GRID = 40.0, (8, 8)
 # Equal images have an infinite PSNR, which no mean survives.
@@ -53,7 +52,7 @@ WARM_UP_SIDE = 64
 PROTOCOL = "; ".join(
     (
         "whole images in RGB, mirrored at the right and bottom to the network's multiple and cut back afterwards",
-        f"images above {UNTILED_PIXELS / 1e6:g} megapixels in tiles that share their statistics",
+        "large images in tiles that share their statistics, as the enhance job takes them",
         "results rounded to 8 bits before anything is measured",
         f"PSNR over all channels with data range 1, at most {MOST_PSNR:.0f} dB",
         "SSIM with an 11x11 Gaussian window of sigma 1.5, valid windows only, mean over RGB",
@@ -183,20 +182,13 @@ class Judge:
 
     @torch.no_grad()
     def compute(self, method: Method, low: NDArray[np.uint8], seed: int, **tone: Any) -> torch.Tensor:
-        """The method's result in [0, 1], [1, 3, H, W]; at the network's own tone by default.
-
-        Images above `UNTILED_PIXELS` are enhanced in tiles, as `enhance` does it.
-        """
+        """The method's result in [0, 1], [1, 3, H, W]; at the network's own tone by default."""
         if method.name == INPUT:
             return unit_from_pixels(low[None], self.device)
         if method.name == CLAHE:
             return equalized(unit_from_signed(signed_from_pixels(low[None], self.device)))
-        student, steps, mode = self.students[method.url], method.steps, self.config.mode
-        if low.shape[0] * low.shape[1] > UNTILED_PIXELS:
-            pixels = student.enhance(low, seed=seed, steps=steps, mode=mode, **tone)
-            return unit_from_pixels(pixels[None].astype(np.uint8, copy=False), self.device)
-        image = signed_from_pixels(low[None], self.device)
-        return unit_from_signed(student.enhance_images(image, seed=seed, steps=steps, mode=mode, **tone))
+        student = self.students[method.url]
+        return student.enhance_unit(low, seed=seed, steps=method.steps, mode=self.config.mode, **tone)
 
     @torch.no_grad()
     def measure(self, estimate: NDArray[np.uint8], normal: NDArray[np.uint8]) -> dict[str, float | None]:

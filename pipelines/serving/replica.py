@@ -53,7 +53,7 @@ class StudentReplica:
         torch.set_num_threads(torch_threads(config.compute))
         self.config = config
         self.student = load_student(config.weights, device, config.precision, steps=config.steps)
-        self.batches = Batches(self.run, config.batch, config.tile_side**2)
+        self.batches = Batches(self.run, config.batch, self.student.tiling(config.tile)[1] ** 2)
         self.megapixels = metrics.Counter(
             "reddit_enhanced_megapixels", description="Megapixels of enhanced photographs."
         )

@@ -26,7 +26,7 @@ from reddit_core.pixels import (
     unit_from_pixels,
     unit_from_signed,
 )
-from reddit_core.student import UNTILED_PIXELS, Student, result_brightness
+from reddit_core.student import Student, result_brightness
 from reddit_core.tone import tone_gain
 from reddit_core.weights import NetworkFile
 
@@ -130,18 +130,13 @@ class ValidationImages:
     def enhance(self, student: Student, pair: ValidationPair, brightness: float | None) -> Float[Tensor, "1 3 h w"]:
         """A crop's result in [0, 1], rounded to 8 bits, at a brightness of the whole image.
 
-        Only whole images are matched to that brightness, and to the contrast that is predicted for them; large ones
-        are enhanced in tiles, as `evaluate` does it.
+        Only whole images are matched to that brightness, and to the contrast that is predicted for them.
         """
-        if not self.config.validation_crop and pair.low.shape[0] * pair.low.shape[1] > UNTILED_PIXELS:
-            pixels = student.enhance(pair.low, seed=SEED, brightness=brightness)
-            return unit_from_pixels(pixels[None].astype(np.uint8, copy=False), student.device)
-        low = signed_from_pixels(pair.low[None], student.device)
         if not self.config.validation_crop:
-            enhanced = student.enhance_images(low, seed=SEED, brightness=brightness)
-        else:
-            gain = 1.0 if brightness is None else tone_gain(brightness, pair.low_curve)
-            enhanced = student.enhance_images(low, seed=SEED, gain=torch.tensor([gain], device=student.device))
+            return rounded_to_8_bits(student.enhance_unit(pair.low, seed=SEED, brightness=brightness))
+        low = signed_from_pixels(pair.low[None], student.device)
+        gain = 1.0 if brightness is None else tone_gain(brightness, pair.low_curve)
+        enhanced = student.enhance_images(low, seed=SEED, gain=torch.tensor([gain], device=student.device))
         return rounded_to_8_bits(unit_from_signed(enhanced))
 
 

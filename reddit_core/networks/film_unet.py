@@ -217,6 +217,11 @@ class FilmUNet(Network):
         correction: Tensor = functional.pixel_shuffle(output, patch)
         return blurred(curved, self.config.blur) + correction
 
+    @property
+    def untiled_pixels(self) -> int:
+        """12.5 megapixels at the default width, which is measured; memory grows with the channels of a pixel."""
+        return 100_000_000 * self.config.patch_size**2 // self.config.channels[0]
+
     def global_layers(self) -> dict[str, nn.Module]:
         """Every GroupNorm."""
         return {name: layer for name, layer in self.named_modules() if isinstance(layer, GroupNorm)}

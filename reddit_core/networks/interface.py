@@ -72,6 +72,11 @@ class Network(nn.Module, ABC):
             ValueError: if height or width is no multiple of `config.size_multiple`, or a gain is needed and not given.
         """
 
+    @property
+    def untiled_pixels(self) -> int:
+        """Pixels of the largest photograph that is enhanced in one piece unless told otherwise: about 4 GB at most."""
+        return 1024 * 1024
+
     def check_size(self, z: Float[Tensor, "b 3 h w"]) -> None:
         """Raises a ValueError if height or width is no multiple of `config.size_multiple`."""
         height, width = z.shape[-2:]

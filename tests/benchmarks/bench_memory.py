@@ -159,7 +159,7 @@ def measure_enhance(settings: Settings, folder: Path) -> None:
                 picture.save(source)
             else:
                 tifffile.imwrite(source, np.asarray(picture).astype(np.uint16) * 257, photometric="rgb", metadata=None)
-            flags = f"--source {source} --output {result} --weights {weights} --steps 1 --compute.threads 1"
+            flags = f"--source {source} --output {result} --weights {weights} --steps 1 --tile 1024 --compute.threads 1"
             peak, seconds = run("enhance", *flags.split())
             size = width * height / 1e6
             first = first or (peak, size)

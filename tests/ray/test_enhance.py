@@ -234,7 +234,7 @@ def finished(output: Path) -> list[str]:
         ({"weights": "photographs/notes.txt"}, "cannot be used"),
         ({"weights": "nowhere.safetensors"}, "there are no weights at"),
         ({"steps": "3"}, "does not divide the schedule's 512 steps"),
-        ({"overlap": "600"}, "overlap is 600"),
+        ({"overlap": "300"}, "overlap is 300"),
         ({"tile": "8"}, "tile is 8"),
         ({"stepz": "2"}, "stepz"),
         ({"compute.gpu": "yes"}, "need a GPU each, but Ray has 0"),

@@ -82,7 +82,7 @@ REFUSED: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (distill, {"trajectories": "stream"}, "trajectories stream run the teacher over the pairs; add --pairs URL"),
     (distill, {"trajectories": "online"}, "trajectories online run the teacher over the pairs; add --pairs URL"),
     (distill, {"stages": (8, 16)}, r"stages is \(8, 16\), but must fall without repeats, such as 16,8,4"),
-    (enhance, {"overlap": 1024}, "overlap is 1024, but must be .* the tile's 2048"),
+    (enhance, {"overlap": 1024}, "overlap is 1024, but must be .* the tile's 1024"),
     (enhance, {"overlap": -1}, "overlap is -1, but must be"),
     (tune, {"trials": 0}, "trials is 0, but must be at least 1"),
     (tune, {"distill": distill()}, "trials are compared on the validation split; give --distill.pairs URL"),

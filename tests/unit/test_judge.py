@@ -24,6 +24,7 @@ from pipelines.images import encode_png
 from pipelines.shards import PAIR_SCHEMA, TONE_COLUMNS, Manifest, ShardEntry
 from pipelines.training.validation import ValidationImages
 from pipelines.weights import load_distances, load_lpips, save_network
+from reddit_core.networks import Network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.pixels import Pixels, signed_from_pixels, unit_from_signed
 from reddit_core.student import Student
@@ -186,8 +187,7 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return original(self, pixels, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Student, "enhance", enhance)
-    for module in ("evaluation.judge", "training.validation"):
-        monkeypatch.setattr(f"pipelines.{module}.UNTILED_PIXELS", 60 * 60)
+    monkeypatch.setattr(Network, "untiled_pixels", 60 * 60)
     return shapes
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pipelines.tracking.mlflow_backend.student_model import StudentModel
 from pipelines.weights import load_student, save_network
 from reddit_core import sampler
+from reddit_core.networks.film_unet import FilmUNet, FilmUNetConfig
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.pixels import pixels_from_signed, signed_from_pixels
 from reddit_core.precision import Precision, lay_out_for_inference
@@ -99,3 +100,11 @@ def test_the_registered_model_gives_what_the_enhance_job_gives_and_tiles_like_it
         params = {"steps": 1, "seed": 3, "tile": tile, "overlap": overlap, "brightness": 0.0, "contrast": 0.0}
         np.testing.assert_array_equal(model.predict(pixels[None], params), expected[None])
         assert bool(sizes) == (tile == 32), "a photograph is tiled if it is larger than a tile, and only then"
+
+
+def test_each_network_says_what_fits_in_one_piece(tiny_unet: UNet) -> None:
+    """In about 4 GB: 12.5 megapixels with the default network, half of it at twice its width, one with the released."""
+    networks = [FilmUNet(FilmUNetConfig()), FilmUNet(FilmUNetConfig(channels=(64, 128))), tiny_unet]
+    tilings = [Student(NetworkFile(network=network)).tiling() for network in networks]
+    assert tilings == [(12_500_000, 2048), (6_250_000, 2048), (1024 * 1024, 1024)]
+    assert Student(NetworkFile(network=tiny_unet)).tiling(512) == (512 * 512, 512)
