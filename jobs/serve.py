@@ -29,8 +29,12 @@ JOB = Job("serve", ServeConfig, plan, run, in_memory=True)
 
 def build(settings: dict[str, Any]) -> Any:
     """The application for `serve run jobs.serve:build weights=URL` and for KubeRay; settings are named as the flags."""
+    require_packages("serve", NEEDED)
+    from pipelines.cluster import start_ray  # noqa: PLC0415 - slow to import
     from pipelines.serving.service import application  # noqa: PLC0415 - of an extra
 
+    # `serve run` connects after this, too late for what depends on the cluster's GPUs.
+    start_ray(in_memory=True)
     return application(parse(JOB, Sources(), list(as_flags(dict(flatten(settings))))))
 
 

@@ -7,7 +7,8 @@
 U-Net of their kind, float32, one t for the batch, the teacher in the loop, and PyTorch's default settings; `--network
 released` takes that U-Net for our steps too. At least 1.5 times as many steps are wanted from the cache as online (5/3
 is all that two of five forwards can give). Against the released loop, 6 times are wanted on a CPU and 20 on a GPU; with
-its own network 1.7 and 6.
+its own network 1.7 and 6. `share` is the rate of a cached step's operations, forward and backward, over that of a large
+bf16 matrix product: at least 0.35 is wanted on a GPU.
 """
 
 import copy
@@ -24,8 +25,10 @@ from measuring import (
     Size,
     compare,
     facts_about,
+    flops_of,
     make_network,
     make_records,
+    matmul,
     pick_device,
     released_network,
     seconds_of,
@@ -52,6 +55,7 @@ from reddit_core.weights import NetworkFile
 
 CACHED_TARGET = 1.5
 RELEASED_TARGETS = {"default": {"cpu": 6.0, "cuda": 20.0}, "released": {"cpu": 1.7, "cuda": 6.0}}
+SHARE_TARGET = 0.35
 REFINE_WEIGHT = 0.8
 
 
@@ -164,6 +168,7 @@ def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
         "online": lambda: worker.step(without),
         "released": released.step,
     }
+    calls["matmul"], product_flops = matmul(device)
     costs = take_turns(calls, settings.rounds, device)
     limits = {"online": (CACHED_TARGET, "5/3"), "released": (RELEASED_TARGETS[settings.network][device.type], "-")}
     rows = [
@@ -177,8 +182,11 @@ def bench(settings: Settings) -> tuple[Report, dict[str, str]]:
         }
         for name, (wanted, limit) in limits.items()
     ]
+    rate = flops_of(make_network(size.network), size, training=True) / seconds_of(costs["cached"])
+    share = rate / (product_flops / seconds_of(costs["matmul"]))
     profiles = {name: top_operations(call, device) for name, call in calls.items()} if settings.profile else {}
     facts = {**facts_about(device, size), "precision": settings.precision, "compile": settings.compile}
+    facts |= {"share of the bf16 matmul rate": share, "share wanted on a GPU": SHARE_TARGET}
     return Report(title="A distillation step from the cache", rows=rows, facts=facts), profiles
 
 

@@ -22,7 +22,9 @@ from measuring import (
     DeviceName,
     Size,
     facts_about,
+    flops_of,
     make_network,
+    matmul,
     pick_device,
     seconds_of,
     show_with_profiles,
@@ -30,13 +32,11 @@ from measuring import (
     take_turns,
     top_operations,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.reporting import Report
 from reddit_core.networks import Network
 
 Variant = Literal["plain", "bf16", "channels_last", "compile", "graphs"]
-MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 WORTH_IT = 1.03
 MOST_BATCH = 1024
 
@@ -76,22 +76,6 @@ def forward(network: Network, size: Size, device: torch.device, variant: Variant
             run(z, level, low=low, gain=level)
 
     return call
-
-
-def flops_of(network: Network, size: Size) -> int:
-    """Floating-point operations of one forward, counted on one image."""
-    one = torch.zeros(1, 3, size.crop, size.crop)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        network(one, torch.ones(1), low=one, gain=torch.ones(1))
-    return counter.get_total_flops() * size.batch
-
-
-def matmul(device: torch.device) -> tuple[Call, int]:
-    """A product of two square bf16 matrices, and its floating-point operations."""
-    side = MATRIX_SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return lambda: left @ right, 2 * side**3
 
 
 @contextmanager

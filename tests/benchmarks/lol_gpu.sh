@@ -1,20 +1,22 @@
 #!/bin/sh
-# A LOL teacher of the released size, its cache, its students of 8, 4, 2 and 1 steps for three seeds, with the default
-# refinement and without any, all of them judged, and the weights as float16 in parts below 16 MiB.
-#   tests/benchmarks/lol_gpu.sh FOLDER_OF_LOLv1 OUTPUT [v|eps]
-# Run again, it goes on from the newest checkpoint and finishes what is missing. With MINUTES=25 it stops after so many,
-# with status 75 as long as something is left. TEACHER, SEGMENT, CACHE and STUDENTS hold the jobs' flags, and must stay
-# the same from run to run; STAGES and SEEDS say which students; JOBS and PYTHON can name other places.
+# LOL on one GPU: a teacher of preset lol, its cache, its students of 8, 4, 2 and 1 steps for three seeds, with the default
+# refinement and without any, a report on whole validation images, and the weights as float16 in parts below 16 MiB.
+#   tests/benchmarks/lol_gpu.sh FOLDER_OF_LOLv1 OUTPUT
+# Run again, it resumes from the newest checkpoint and finishes what is missing. With MINUTES=25 it stops after so many,
+# with status 75 as long as something is left. PRESET names another preset; TEACHER, SEGMENT, CACHE and STUDENTS hold
+# further flags of the jobs, and must stay the same from run to run; STAGES and SEEDS say which students; JOBS and PYTHON
+# can name other places.
 set -eu
-source=$1 output=$2 prediction=${3:-v}
+source=$1 output=$2
 python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} here=$(dirname "$0")
-off=--tracking.no-enabled
-TEACHER=${TEACHER:---preset paper --optim.steps 60000 --optim.batch-size 64 --optim.learning-rate 2e-4
-    --optim.ema-decay 0.9995 --checkpoint.every 500 --checkpoint.validate-every 5000 --checkpoint.validation-crop 0}
-SEGMENT=${SEGMENT:---segment.crop 96 --segment.crops 32}
-CACHE=${CACHE:---precision bf16 --batch-size 128}
-STUDENTS=${STUDENTS:---distill.optim.steps 4000 --distill.optim.batch-size 64 --distill.optim.learning-rate 1e-4
-    --distill.optim.precision bf16 --distill.checkpoint.every 500 --distill.checkpoint.validate-every 2000}
+PRESET=${PRESET:-lol}
+TEACHER=${TEACHER:---checkpoint.every 500}
+SEGMENT=${SEGMENT:-}
+CACHE=${CACHE:-}
+# A student starts from its teacher's weights: few steps a stage, too few to be worth compiling.
+STUDENTS=${STUDENTS:---distill.optim.steps 1000 --distill.optim.no-compile --distill.checkpoint.every 500
+    --distill.checkpoint.validate-every 1000}
+JUDGE=${JUDGE:---precision bf16}
 STAGES=${STAGES:-16,8,4,2} SEEDS=${SEEDS:-0,1,2}
 minutes=${MINUTES:-0}
 end=$(($(date +%s) + minutes * 60))
@@ -33,23 +35,29 @@ within_time() {
 }
 
 out_of_time() {
-    echo "the $minutes minutes are over; the same command goes on from here"
+    echo "the $minutes minutes are over; the same command resumes from here"
     exit 75
 }
 
-pairs=$output/pairs
-teacher=$output/teacher-$prediction
-cache=$output/cache-$prediction
-students=$output/students-$prediction
+pairs=$output/pairs cache=$output/cache students=$output/students
+teacher=$output/teacher/teacher.safetensors
 # The segment is a part of the students' settings too, where its flags stand below "distill".
 segment_of_students=$(echo "$SEGMENT" | sed 's/--segment/--distill.segment/g')
 
 [ -f "$pairs/manifest.json" ] || within_time $python "$jobs/ingest.py" --source "$source" --layout lolv1 --output "$pairs"
-within_time $python "$jobs/train_teacher.py" $off $TEACHER --unet.prediction "$prediction" --pairs "$pairs" --output "$teacher"
-within_time $python "$jobs/precompute.py" $SEGMENT $CACHE --pairs "$pairs" --teacher "$teacher/teacher.safetensors" \
+within_time $python "$jobs/train_teacher.py" --preset "$PRESET" $TEACHER --tracking.no-enabled --pairs "$pairs" \
+    --output "$output/teacher"
+within_time $python "$jobs/precompute.py" --preset "$PRESET" $SEGMENT $CACHE --pairs "$pairs" --teacher "$teacher" \
     --output "$cache" --stages "$STAGES"
-within_time $python "$jobs/experiments.py" $STUDENTS $segment_of_students --distill.tracking.no-enabled \
-    --experiment refinement --seeds "$SEEDS" --distill.stages "$STAGES" --distill.pairs "$pairs" \
-    --distill.cache "$cache" --distill.teacher "$teacher/teacher.safetensors" --output "$students"
-within_time $python "$here/pack_weights.py" "$output/weights-$prediction" "$teacher/teacher.safetensors" \
-    "$students"/students/*-seed-"${SEEDS%%,*}"/student-[0-9].safetensors
+within_time $python "$jobs/experiments.py" --preset "$PRESET" $STUDENTS $segment_of_students \
+    --distill.tracking.no-enabled --experiment refinement --seeds "$SEEDS" --distill.stages "$STAGES" \
+    --distill.pairs "$pairs" --distill.cache "$cache" --distill.teacher "$teacher" --output "$students"
+first=$students/students/refined-seed-${SEEDS%%,*}
+weights="teacher:16=$teacher teacher:2=$teacher"
+for file in "$first"/student-[0-9].safetensors; do
+    steps=${file##*/student-}
+    weights="$weights student:${steps%.safetensors}=$file"
+done
+within_time $python "$jobs/evaluate.py" $JUDGE --pairs "$pairs" --output "$output/report" --tracking.no-enabled \
+    --weights $weights
+within_time $python "$here/pack_weights.py" "$output/weights" "$teacher" "$first"/student-[0-9].safetensors

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.config.presets import PAPER_UNET, WIDE_FILM
 from pipelines.reporting import Report, Row, show
@@ -22,6 +23,7 @@ from reddit_core.networks.sr3_unet import UNetConfig
 DeviceName = Literal["auto", "cpu", "cuda"]
 NetworkName = Literal["default", "released"]
 Call = Callable[[], object]
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,24 @@ def make_records(size: Size, *, targets: bool) -> dict[str, NDArray[np.generic]]
     gain = np.full(size.batch, 8, np.float32)
     columns: dict[str, NDArray[np.generic]] = {"gain": gain, "levels": levels, "seed": seeds, "position": seeds}
     return {**images, **floats, **columns}
+
+
+def flops_of(network: Network, size: Size, *, training: bool = False) -> int:
+    """Floating-point operations of a batch's forward pass, with those of its backward pass for `training`."""
+    one = torch.zeros(1, 3, size.crop, size.crop)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.set_grad_enabled(training):
+        result = network(one, torch.ones(1), low=one, gain=torch.ones(1))
+        if training:
+            result.sum().backward()
+    return counter.get_total_flops() * size.batch
+
+
+def matmul(device: torch.device) -> tuple[Call, int]:
+    """A product of two square bf16 matrices, and its floating-point operations."""
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return lambda: left @ right, 2 * side**3
 
 
 def cost_of(call: Call, device: torch.device) -> Cost:

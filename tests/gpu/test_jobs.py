@@ -20,18 +20,26 @@ from pipelines.pairs.ingest import ingest
 from pipelines.training.distillation import distill
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_network, save_network
-from reddit_core.networks.sr3_unet import UNet, UNetConfig
+from reddit_core.networks import build, kind_of
+from reddit_core.networks.film_unet import FilmUNetConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 from reddit_core.precision import Precision
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
 
 SEGMENT = SegmentConfig(crop=32, crops=4)
+NETWORKS = (
+    UNetConfig(base_channels=16, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4),
+    FilmUNetConfig(channels=(16, 32), embedding_channels=32),
+)
 OPTIM = OptimConfig(steps=8, batch_size=4, warmup_steps=1, ema_decay=0.5)
 
 
-@pytest.fixture(scope="module")
-def cache(ray_cluster: None, device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> PrecomputeConfig:
-    """A cache that was made on the device, from pairs of random blocks."""
+@pytest.fixture(scope="module", params=NETWORKS, ids=kind_of)
+def cache(
+    ray_cluster: None, device: torch.device, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> PrecomputeConfig:
+    """A cache that was made on the device, from pairs of random blocks, by a teacher of each kind of network."""
     root, rng = tmp_path_factory.mktemp("gpu"), np.random.default_rng(0)
     for side in ("low", "high"):
         (root / "our485" / side).mkdir(parents=True)
@@ -41,10 +49,11 @@ def cache(ray_cluster: None, device: torch.device, tmp_path_factory: pytest.Temp
         Image.fromarray(normal // 8).save(root / "our485" / "low" / f"{number}.png")
     ingest(IngestConfig(source=str(root), output=str(root / "pairs"), validation_share=0))
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(base_channels=16, channel_mults=(1, 2), num_res_blocks=1, norm_groups=4))
+    network = build(request.param)
+    brightness = 0.5 if network.config.takes_gain else None
     save_network(
         str(root / "teacher.safetensors"),
-        NetworkFile(network=unet, schedule=NoiseSchedule(), facts={"role": "teacher"}),
+        NetworkFile(network=network, schedule=NoiseSchedule(), brightness=brightness, facts={"role": "teacher"}),
     )
     config = PrecomputeConfig(
         pairs=str(root / "pairs"),

@@ -19,6 +19,8 @@ from pipelines.training.loop import Loop, Worker
 from pipelines.trajectories.crops import Batch
 from pipelines.trajectories.teachers import teacher_targets
 from pipelines.weights import save_network
+from reddit_core.networks import build
+from reddit_core.networks.film_unet import FilmUNetConfig
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.precision import Precision
 from reddit_core.schedule import NoiseSchedule
@@ -28,10 +30,14 @@ BATCH_SIZE, SIDE = 4, 32
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def loop(tiny_unet: UNet, tmp_path: Path) -> Loop:
-    teacher = str(tmp_path / "teacher.safetensors")
-    save_network(teacher, NetworkFile(network=tiny_unet, schedule=NoiseSchedule(), facts={"role": "teacher"}))
+@pytest.fixture(params=["sr3-unet", "film-unet"])
+def loop(tiny_unet: UNet, tmp_path: Path, request: pytest.FixtureRequest) -> Loop:
+    """Steps of a tiny student of each kind of network."""
+    teacher, film = str(tmp_path / "teacher.safetensors"), request.param == "film-unet"
+    network = build(FilmUNetConfig(channels=(16, 32), embedding_channels=32)) if film else tiny_unet
+    brightness = 0.5 if film else None
+    file = NetworkFile(network=network, schedule=NoiseSchedule(), brightness=brightness, facts={"role": "teacher"})
+    save_network(teacher, file)
     optim = OptimConfig(steps=100, batch_size=BATCH_SIZE, warmup_steps=0, learning_rate=1e-3, precision="bf16")
     config = DistillConfig(
         cache=".", teacher=teacher, output=".", stages=(4,), optim=optim, tracking=StudentTrackingConfig(enabled=False)
@@ -52,8 +58,8 @@ def records(*, targets: bool) -> Batch:
     names = ("eps", *TARGET_COLUMNS) if targets else ("eps",)
     floats = {name: rng.standard_normal((BATCH_SIZE, 3, SIDE, SIDE)).astype(np.float32) for name in names}
     levels = np.sort(rng.uniform(0.1, 0.99, (BATCH_SIZE, 3)))
-    seeds = np.arange(BATCH_SIZE, dtype=np.uint64)
-    return {"low": image // 8, "normal": image, **floats, "levels": levels, "seed": seeds}
+    seeds, gain = np.arange(BATCH_SIZE, dtype=np.uint64), np.full(BATCH_SIZE, 8, np.float32)
+    return {"low": image // 8, "normal": image, **floats, "levels": levels, "seed": seeds, "gain": gain}
 
 
 def train(worker: Worker, steps: int) -> None:
@@ -91,8 +97,8 @@ def test_the_teacher_online_learns_too(loop: Loop, device: torch.device) -> None
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_records_of_one_device_are_the_same_bit_for_bit(loop: Loop, device: torch.device, precision: Precision) -> None:
-    unet = begin(loop, device).state.network.eval()
-    first, again = (teacher_targets(unet, records(targets=False), precision) for _ in range(2))
+    network = begin(loop, device).state.network.eval()
+    first, again = (teacher_targets(network, records(targets=False), precision) for _ in range(2))
     assert set(first) == set(TARGET_COLUMNS)
     assert all(torch.equal(first[name], again[name]) for name in TARGET_COLUMNS)
 

@@ -152,7 +152,9 @@ def test_cache_online_and_stream_train_on_the_same_records_and_targets_in_the_sa
     cached = make_stream(config).load(2, 4, 0, 1)
     online = make_stream(replace(config, trajectories="online", cache="")).load(2, 4, 0, 1)
     streaming = make_stream(replace(config, trajectories="stream", cache="", teacher_actors=2))
-    blocks = list(make_dataset(streaming, 0, 1).iter_batches(batch_size=4, batch_format="numpy"))
+    dataset = make_dataset(streaming, 0, 1)
+    dataset.context.execution_options.preserve_order = True  # as the trainer has it
+    blocks = list(dataset.iter_batches(batch_size=4, batch_format="numpy"))
     assert np.concatenate([block["position"] for block in blocks]).tolist() == list(range(2 * 6 * 4))
     streamed = {name: np.concatenate([block[name] for block in blocks[2:4]]) for name in blocks[0]}
     for name in ("position", "low", "normal", "eps", "seed", "levels"):

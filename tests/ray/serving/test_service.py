@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -17,11 +20,12 @@ import pytest
 import ray
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from ray import serve
 
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance
-from tests.ray.processes import LOOPBACK, listening, started, wait_until
+from tests.ray.processes import LOOPBACK, ROOT, listening, started, wait_until
 from tests.ray.serving.conftest import MAX_MEGAPIXELS, QUEUE, TILE, TIMEOUT_S, Service
 
 pytestmark = pytest.mark.xdist_group("serving")
@@ -237,3 +241,29 @@ def test_an_upload_that_stalls_is_ended(service: Service, small: bytes) -> None:
         connection.sendall(f"{head}Content-Length: {len(small)}\r\n\r\n".encode() + small[:100])
         answer = connection.recv(10_000)
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.slow
+def test_serve_run_serves_a_second_one_which_gives_up_in_time(
+    service: Service, files: Mapping[str, bytes], photographs: dict[str, NDArray[np.uint8]]
+) -> None:
+    """`serve run`, beside the first on the same Serve, with a time limit that a large photograph does not meet."""
+    command = "-m ray.serve.scripts run jobs.serve:build --non-blocking --name second --route-prefix /second"
+    settings = f"weights={service.weights} token=no timeout=5 tile={TILE} overlap=16 compute.threads=1"
+    subprocess.run(
+        [sys.executable, *command.split(), *settings.split()],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        check=True,
+    )
+    try:
+        photograph = files["cup.webp"]
+        assert service.ask("POST", "/second/enhance", photograph).data == service.enhance(photograph).data
+        large = np.asarray(Image.fromarray(photographs["coffee"] // 6).resize((1400, 1400)))
+        reply = service.ask("POST", "/second/enhance?steps=16", file_of(large))
+        assert (reply.status, reply.error) == (
+            504,
+            "the photograph took longer than 5 s; send a smaller one, or try again later",
+        )
+    finally:
+        serve.delete("second")
