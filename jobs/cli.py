@@ -45,7 +45,7 @@ class Job(Generic[Config]):
         plan: reports what would be done (`--dry-run`), and writes nothing.
         run: does it, and returns the report to show.
         dashboard: whether a local Ray is started with its dashboard.
-        in_memory: whether a local Ray must put no object on a disk.
+        serves: whether it answers requests: a local Ray then puts no object on a disk, and lowers no priority.
         needs_ray: whether what the config asks for runs on Ray.
     """
 
@@ -54,7 +54,7 @@ class Job(Generic[Config]):
     plan: Callable[[Config], Report]
     run: Callable[[Config], Report]
     dashboard: bool = False
-    in_memory: bool = False
+    serves: bool = False
     needs_ray: Callable[[Config], bool] = always
 
 
@@ -97,7 +97,7 @@ def start_ray(job: Job[Config], config: Config, sources: Sources) -> None:
     """Starts or joins Ray for a job."""
     from pipelines import cluster  # noqa: PLC0415 - imports Ray, which takes seconds
 
-    cluster.start_ray(dashboard=job.dashboard, in_memory=job.in_memory)
+    cluster.start_ray(dashboard=job.dashboard, serves=job.serves)
     cluster.reject_local_urls(config, sources.shared_folder)
 
 

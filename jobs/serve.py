@@ -24,7 +24,7 @@ def run(config: ServeConfig) -> Report:
     return run_service(config)
 
 
-JOB = Job("serve", ServeConfig, plan, run, in_memory=True)
+JOB = Job("serve", ServeConfig, plan, run, serves=True)
 
 
 def build(settings: dict[str, Any]) -> Any:
@@ -34,7 +34,7 @@ def build(settings: dict[str, Any]) -> Any:
     from pipelines.serving.service import application  # noqa: PLC0415 - of an extra
 
     # `serve run` connects after this, too late for what depends on the cluster's GPUs.
-    start_ray(in_memory=True)
+    start_ray(serves=True)
     return application(parse(JOB, Sources(), list(as_flags(dict(flatten(settings))))))
 
 

@@ -27,12 +27,13 @@ warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecat
 Item = TypeVar("Item")
 
 
-def start_ray(*, dashboard: bool = False, in_memory: bool = False) -> None:
+def start_ray(*, dashboard: bool = False, serves: bool = False) -> None:
     """Connects to the cluster of `RAY_ADDRESS` (set inside `ray job submit`), else starts a local one.
 
     A local cluster has at least four logical CPUs, because Ray Data and Ray Train starve each other on
     two. Its `dashboard`, on loopback, takes seconds to start; sweeps need it to free the resources of stopped trials.
-    With `in_memory`, objects that its store has no room for go to another place in memory, and not to a disk.
+    With `serves`, for a service, objects that its store has no room for go to another place in memory, and not to a
+    disk; and its processes keep the usual priority: lowered by 15, as Ray has it, they served 0.83 times as much.
     """
     if ray.is_initialized():
         return
@@ -47,7 +48,8 @@ def start_ray(*, dashboard: bool = False, in_memory: bool = False) -> None:
         options["address"] = "local"
         options |= {"num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
         options["dashboard_port"] = free_port()
-        if in_memory:
+        if serves:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # which the processes of Ray read
             options["object_spilling_directory"] = MEMORY_FOLDER
         # Explicit, because workers look for the dashboard among the processes of the machine, and would find that
         # of another cluster.

@@ -33,11 +33,15 @@ NPY_MAGIC = b"\x93NUMPY"
 # Bytes of text and of colour profiles in a PNG, unpacked; cameras and editors put whole histories there.
 MOST_PNG_TEXT = 2**26
 # Errors of Pillow's decoders for damaged files (found by truncating files and flipping bytes).
-DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
+# Of the largest image that is read, unless a setting says otherwise.
+MAX_MEGAPIXELS = 250.0
 
 # By default Pillow frees the memory of every image, and paging in fresh memory for the next one costs up to a quarter
 # of the time of decoding it. So it keeps this many blocks of at most 16 MB. This setting applies to the whole process.
 Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+# Pillow's own limit, of which one can only be warned below 179 megapixels; ours are checked before pixels are decoded.
+Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_PNG_TEXT
 
 Decoded = TypeVar("Decoded")
@@ -67,6 +71,8 @@ def load(data: bytes) -> Image.Image:
         return Image.fromarray(raw.develop_8_bit(data))
     try:
         image = open_image(data)
+        if (megapixels := image.width * image.height / 1e6) > MAX_MEGAPIXELS:
+            raise ValueError(f"it has {megapixels:.1f} megapixels, but at most {MAX_MEGAPIXELS:g} are read")
         if not is_single(image):
             raise ValueError(f"it holds {getattr(image, 'n_frames', 1)} frames, but a photograph has one")
         image.load()

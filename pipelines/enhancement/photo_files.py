@@ -19,11 +19,19 @@ from pipelines.enhancement.photograph import Photograph, TooLargeError, UnknownF
 from pipelines.enhancement.sixteen_bit import is_16_bit, read_16_bit
 from pipelines.enhancement.sixteen_bit_writing import encode_png, encode_tiff
 from pipelines.formats import is_raw
-from pipelines.images import DAMAGE, PHONE_JPEG, is_single, open_image, to_8_bit, unknown_format, why_damaged
+from pipelines.images import (
+    DAMAGE,
+    MAX_MEGAPIXELS,
+    PHONE_JPEG,
+    is_single,
+    open_image,
+    to_8_bit,
+    unknown_format,
+    why_damaged,
+)
 from reddit_core.brightness import GRAY_WEIGHTS
 from reddit_core.pixels import Pixels
 
-MAX_MEGAPIXELS = 250.0
 QUALITY = 95
 XMP_TEXT = "XML:com.adobe.xmp"  # the name of a PNG's text
 

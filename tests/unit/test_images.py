@@ -182,3 +182,10 @@ def test_a_truncated_image_is_never_read_as_another(data: bytes, share: float) -
     except ValueError:
         return
     assert np.array_equal(decoded, images.decode(data))
+
+
+def test_an_image_too_large_to_be_read_is_refused_by_its_header() -> None:
+    sink = io.BytesIO()
+    Image.new("1", (20_000, 13_000)).save(sink, format="PNG")
+    with pytest.raises(ValueError, match=r"it has 260\.0 megapixels, but at most 250 are read"):
+        images.decode(sink.getvalue())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD
 
-from pipelines.enhancement.photo_files import read_photograph, write_photograph
+from pipelines.enhancement.photo_files import megapixels_of, read_photograph, write_photograph
 from pipelines.enhancement.photograph import TooLargeError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -258,3 +258,13 @@ def test_a_transparent_colour_of_16_bit_png_becomes_alpha(image: NDArray[np.uint
     np.testing.assert_array_equal(photograph.alpha == 0, (deep == key).all(axis=2))
     again = read_photograph(write_photograph(photograph, photograph.pixels))
     np.testing.assert_array_equal(again.alpha, photograph.alpha)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_is_the_one_that_is_set_and_no_other() -> None:
+    """Pillow has one of its own, at 179 megapixels, and warns from half of that on."""
+    sink = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(sink, format="PNG")
+    assert megapixels_of(sink.getvalue()) == 200
+    with pytest.raises(TooLargeError, match=r"200\.0 megapixels, but at most 150 are enhanced; raise --max-megapixels"):
+        read_photograph(sink.getvalue(), 150)
