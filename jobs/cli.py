@@ -90,7 +90,7 @@ def main(job: Job[Config], argv: Sequence[str] | None = None) -> None:
         logger.debug("the job failed", exc_info=True)
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on", INTERRUPTED)
+        fail("interrupted; run the same command again to resume", INTERRUPTED)
 
 
 def start_ray(job: Job[Config], config: Config, sources: Sources) -> None:
@@ -159,7 +159,7 @@ def read_toml(url: str) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"config is {url}, but there is no such file; give the path or URL of a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{url} is not valid TOML ({error}); mend that line") from None
+        raise ValueError(f"{url} is not valid TOML ({error}); fix that line") from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

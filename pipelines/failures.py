@@ -58,7 +58,7 @@ def raise_user_error(cause: BaseException, job: str, kept: str) -> None:
     if kind == "ValueError" or isinstance(cause, ValueError):
         raise ValueError(reason) from cause
     raise OSError(
-        f"storage failed during {job} ({reason}); {kept}; mend it, and run the same command again to go on"
+        f"storage failed during {job} ({reason}); {kept}; fix it, and run the same command again to resume"
     ) from cause
 
 
@@ -68,7 +68,7 @@ def raise_if_killed(cause: BaseException, job: str, kept: str) -> None:
         raise OSError(
             f"a process of {job} was killed again and again, most likely because memory ran out ({one_line(cause)}); "
             f"{kept}; give it more memory, or fewer --compute.workers and smaller tiles, crops or batches, and run the "
-            "same command again to go on"
+            "same command again to resume"
         ) from cause
 
 

@@ -176,7 +176,7 @@ def with_or_without_end(decode: Callable[[], Decoded], *, allow_truncated: bool)
             ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def mended(data: bytes) -> bytes:
+def repaired(data: bytes) -> bytes:
     """A file as it is; of one without its end a PNG of what is there, so that everybody can decode it."""
     try:
         load(data)

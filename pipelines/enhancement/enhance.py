@@ -40,7 +40,7 @@ def enhance(config: EnhanceConfig) -> Report:
 
     Raises:
         ValueError: if the source, weights or output cannot be used, or not one photograph could be enhanced.
-        OSError: if storage fails for longer than retries last; a rerun goes on.
+        OSError: if storage fails for longer than retries last; a rerun resumes.
     """
     work = find_work(config)
     rows = start(config, work) if work.missing else iter(())
@@ -97,8 +97,8 @@ def gather(rows: Iterable[Mapping[str, Any]], total: int) -> list[Mapping[str, A
         for row in rows:
             if row["of_storage"]:
                 raise OSError(
-                    f"storage failed at {row['name']} ({row['of_storage']}); what was enhanced is kept; mend it, and "
-                    "run the same command again to go on"
+                    f"storage failed at {row['name']} ({row['of_storage']}); what was enhanced is kept; fix it, and "
+                    "run the same command again to resume"
                 )
             gathered.append(row)
             if row["reason"]:

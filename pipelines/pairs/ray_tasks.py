@@ -127,7 +127,7 @@ def fetch(url: str, allow_truncated: bool = False) -> bytes | ValueError:
             (other for other in other_spellings(url) if not storage.exists(url) and storage.exists(other)), url
         )
         data = storage.read_bytes(found)
-        return images.mended(data) if allow_truncated else data
+        return images.repaired(data) if allow_truncated else data
     except UNREADABLE as error:
         return ValueError(f"it cannot be read ({error.strerror or type(error).__name__})")
     except ValueError as error:  # its URL has an unknown scheme or a malformed name

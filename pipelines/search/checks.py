@@ -86,8 +86,8 @@ def restorable(path: str) -> bool:
         return bool(json.loads(storage.read_bytes(state))["trial_data"])
     except (ValueError, KeyError):
         raise ValueError(
-            f"{state} is damaged, so the sweep cannot go on; delete it to go on from an older state beside it, or use "
-            "another --output"
+            f"{state} is damaged, so the sweep cannot resume; delete it to resume from an older state beside it, or "
+            "use another --output"
         ) from None
 
 
@@ -101,5 +101,5 @@ def check_complete(sweep: Sweep, results: Sequence[Result]) -> None:
     if ended < sweep.num_trials:
         raise ValueError(
             f"the sweep was interrupted when {ended} of {sweep.num_trials} trials had ended; run the same command "
-            "again to go on"
+            "again to resume"
         )

@@ -74,7 +74,7 @@ def write_results(sweep: Sweep, results: Sequence[Result], writer: RunWriter) ->
     rows = trial_table(sweep, results)
     if not rows or rows[0]["outcome"] != "finished":
         raise ValueError(
-            f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); mend the cause "
+            f"none of {len(rows)} trials reached step {sweep.num_steps} ({describe_errors(results)}); fix the cause "
             "and run the same command again"
         )
     counts = Counter(str(row["outcome"]) for row in rows)

@@ -138,7 +138,7 @@ def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(loop: Loop, device: torch.de
     assert third.state.skipped == 0 and not same(third.state, second.state)
 
 
-def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(loop: Loop, device: torch.device) -> None:
+def test_a_run_resumes_from_its_checkpoint_as_if_nothing_had_happened(loop: Loop, device: torch.device) -> None:
     whole = begin(loop, device)
     train(whole, 3)
     resumed = moved(whole, loop, device)

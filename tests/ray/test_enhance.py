@@ -304,7 +304,7 @@ def test_storage_that_fails_in_an_actor_is_one_clear_error(folder: Path, weights
     config = EnhanceConfig(
         source=str(folder / "cup.webp"), output=str(output), weights=weights, compare=True, compute=ONE_THREAD
     )
-    with pytest.raises(OSError, match=r"^storage failed at cup\.webp \(.*\); what was enhanced is kept; mend it"):
+    with pytest.raises(OSError, match=r"^storage failed at cup\.webp \(.*\); what was enhanced is kept; fix it"):
         enhance(config)
 
 

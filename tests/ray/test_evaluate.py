@@ -173,7 +173,7 @@ def test_storage_that_fails_in_an_actor_is_one_clear_error(config: EvaluateConfi
     output = Path(config.output)
     output.mkdir()
     (output / "parts").write_text("a file where a folder should be")
-    with pytest.raises(OSError, match=r"^storage failed during evaluation \(.*\); what was judged is kept; mend it"):
+    with pytest.raises(OSError, match=r"^storage failed during evaluation \(.*\); what was judged is kept; fix it"):
         evaluate(replace(config, limit=1))
 
 

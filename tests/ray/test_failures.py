@@ -73,7 +73,7 @@ def test_a_rate_that_blows_up_stops_the_run_at_its_last_good_checkpoint(whole: T
     assert kept[0] == kept[1]
 
 
-def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(whole: TeacherConfig, tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_newest_checkpoint_that_is_whole(whole: TeacherConfig, tmp_path: Path) -> None:
     config = replace(whole, output=str(tmp_path / "run"), compute=TrainingComputeConfig(threads=1, max_failures=0))
     checkpoints = Path(config.output, "checkpoints")
     in_the_way = checkpoints / "step-000000100"
@@ -92,7 +92,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(whole: TeacherCo
     assert weights_of(config) == weights_of(whole)
 
 
-def test_storage_that_fails_in_mid_run_is_one_error_and_the_run_goes_on_when_it_is_mended(
+def test_storage_that_fails_in_mid_run_is_one_error_and_the_run_resumes_when_it_is_fixed(
     whole: TeacherConfig, tmp_path: Path
 ) -> None:
     config = replace(whole, output=str(tmp_path / "run"), compute=TrainingComputeConfig(threads=1, max_failures=0))

@@ -159,7 +159,7 @@ def test_broken_images_are_converted_or_quarantined_and_counted(lol_folder: Path
     assert np.array_equal(decoded[5][0][:, :, 0], np.asarray(Image.fromarray(lows[5]).convert("L")))
 
 
-def test_a_mended_image_is_taken_by_a_rerun(lol_folder: Path, tmp_path: Path) -> None:
+def test_a_fixed_image_is_taken_by_a_rerun(lol_folder: Path, tmp_path: Path) -> None:
     low, output = lol_folder / "our485" / "low" / "2.png", tmp_path / "pairs"
     whole = low.read_bytes()
     low.write_bytes(whole[:300])
@@ -173,7 +173,7 @@ def test_a_mended_image_is_taken_by_a_rerun(lol_folder: Path, tmp_path: Path) ->
     assert rows_of(output)["our485/2"]["low"] == whole
 
 
-def test_an_image_mended_after_too_many_were_broken_is_taken(lol_folder: Path, tmp_path: Path) -> None:
+def test_an_image_fixed_after_too_many_were_broken_is_taken(lol_folder: Path, tmp_path: Path) -> None:
     low, output, straight = lol_folder / "our485" / "low" / "2.png", tmp_path / "pairs", tmp_path / "straight"
     ingest(config_of(lol_folder, straight))
     whole = low.read_bytes()

@@ -59,7 +59,7 @@ def test_the_teacher_learned_and_its_weights_say_what_they_are(taught: TeacherCo
 
 
 @pytest.mark.parametrize("own_ray", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_a_killed_training_goes_on_to_the_same_weights_bit_for_bit(
+def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(
     taught: TeacherConfig, own_ray: bool, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What precompute says before it begins, and when it cannot go on; what it makes is in test_pipeline.py."""
+"""What precompute says before it begins, and when it cannot resume; what it makes is in test_pipeline.py."""
 
 import shutil
 from dataclasses import replace

@@ -56,7 +56,7 @@ def checkpoints(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(head: Head, data: Path) -> None:
+def test_a_job_that_is_stopped_resumes_when_it_is_submitted_again(head: Head, data: Path) -> None:
     run = data / "teacher"
     command = (
         f"python jobs/train_teacher.py --pairs {data}/pairs --output {run} {NETWORK} {TRAINING} --crop 16 "

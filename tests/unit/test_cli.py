@@ -174,7 +174,7 @@ def test_a_missing_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("crop =", r"job\.toml is not valid TOML \(.*at end of document.*\); mend that line"),
+        ("crop =", r"job\.toml is not valid TOML \(.*at end of document.*\); fix that line"),
         ("nosuch = 1", r"Unrecognized options: --nosuch"),
         ("[optim]\nstep = 1", r"Unrecognized options: --optim\.step"),
         ("[optim]\nsteps = 1.5", r"invalid literal for int\(\) with base 10: '1\.5'"),

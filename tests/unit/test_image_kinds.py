@@ -118,9 +118,9 @@ def test_a_file_without_its_end_is_read_if_that_is_allowed(decode: Decode, data:
     assert np.abs(there[:20].astype(int) - PICTURE[:20]).mean() < 4
     with pytest.raises(ValueError, match="truncated"):
         decode(data)
-    assert np.abs(images.decode(images.mended(data))[:20].astype(int) - PICTURE[:20]).mean() < 4
+    assert np.abs(images.decode(images.repaired(data))[:20].astype(int) - PICTURE[:20]).mean() < 4
 
 
 @pytest.mark.parametrize("data", [encoded("JPEG"), b"no image", b""])
-def test_only_what_lacks_its_end_is_mended(data: bytes) -> None:
-    assert images.mended(data) == data
+def test_only_what_lacks_its_end_is_repaired(data: bytes) -> None:
+    assert images.repaired(data) == data

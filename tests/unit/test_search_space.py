@@ -225,7 +225,7 @@ def test_values_that_do_not_go_together_are_refused() -> None:
         check_corners(Sweep(TuneConfig(distill=BASE, output="/s", space=space)))
 
 
-def test_a_sweep_goes_on_only_from_a_state_that_can_be_read(tmp_path: Path) -> None:
+def test_a_sweep_resumes_only_from_a_state_that_can_be_read(tmp_path: Path) -> None:
     assert not restorable(str(tmp_path))
     older, newer = (tmp_path / f"experiment_state-2026-11-25_0{hour}-00-00.json" for hour in (1, 2))
     older.write_text('{"trial_data": []}')
@@ -233,7 +233,7 @@ def test_a_sweep_goes_on_only_from_a_state_that_can_be_read(tmp_path: Path) -> N
     newer.write_text('{"trial_data": [["{}", "{}"]]}')
     assert restorable(str(tmp_path))
     newer.write_text('{"trial_data": [["{}"')
-    with pytest.raises(ValueError, match=r"02-00-00.json is damaged.*delete it to go on from an older state"):
+    with pytest.raises(ValueError, match=r"02-00-00.json is damaged.*delete it to resume from an older state"):
         restorable(str(tmp_path))
 
 

@@ -355,7 +355,7 @@ def test_the_progress_line_and_what_is_measured(capsys: pytest.CaptureFixture[st
     assert "/s, 0 s left, loss 0.2500 distill 0.1250, waiting for data " in lines[-1]
 
 
-def test_a_fused_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_happened(loop: Loop) -> None:
+def test_a_fused_optimizer_resumes_from_a_checkpoint_as_if_nothing_had_happened(loop: Loop) -> None:
     """On a GPU the optimizer is fused; its kernel takes moments of another memory layout without a word."""
 
     def begin() -> Worker:

@@ -80,7 +80,7 @@ def open_run(planned: RunHandle, *, resume: bool = True) -> RunHandle:
         return planned
     except RejectedError as error:
         raise ValueError(
-            f"the tracking server {redact(planned.uri)} refuses ({error}); mend --tracking.uri, or switch tracking off "
+            f"the tracking server {redact(planned.uri)} refuses ({error}); fix --tracking.uri, or switch tracking off "
             "with --tracking.no-enabled"
         ) from error
 

@@ -160,18 +160,18 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_trials_that_failed_go_on_when_the_cause_is_mended(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_failed_resume_when_the_cause_is_fixed(inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "MAX_FAILURES", 0)
     # A cache of its own: worker processes of the other sweeps still hold the shards of theirs.
     cache = shutil.copytree(inputs.tiny.cache, inputs.root / "broken-cache")
     compute = TrainingComputeConfig(threads=1, max_failures=0)
     base = inputs.distillation(cache=str(cache), tracking=StudentTrackingConfig(enabled=False), compute=compute)
-    output = inputs.root / "mended"
+    output = inputs.root / "fixed"
     config = TuneConfig(distill=base, output=str(output), space=SPACE, trials=2, concurrent=1, asha=False)
     for shard in cache.rglob("*.arrow"):
         shard.rename(shard.with_suffix(".away"))
     try:
-        with pytest.raises(ValueError, match=r"none of 2 trials reached step 6 .*mend the cause"):
+        with pytest.raises(ValueError, match=r"none of 2 trials reached step 6 .*fix the cause"):
             tune(config)
     finally:
         for shard in cache.rglob("*.away"):
@@ -249,7 +249,7 @@ def test_a_sweep_survives_its_worker_its_server_and_its_driver(inputs, mlflow_se
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_interrupted_is_not_done_and_goes_on(inputs) -> None:
+def test_a_sweep_that_was_interrupted_is_not_done_and_resumes(inputs) -> None:
     output = inputs.root / "interrupted"
     optim = replace(inputs.distillation().optim, steps=40)
     track = StudentTrackingConfig(uri=f"sqlite:///{inputs.root}/interrupted.db")
@@ -263,7 +263,7 @@ def test_a_sweep_that_was_interrupted_is_not_done_and_goes_on(inputs) -> None:
     process.wait_until(lambda: list(output.glob("trials/*/student-2.safetensors")))
     process.process.send_signal(signal.SIGINT)
     assert process.wait() == INTERRUPTED
-    assert "error: interrupted; run the same command again to go on" in process.printed
+    assert "error: interrupted; run the same command again to resume" in process.printed
     assert not (output / "best.toml").exists()
     process = start_job(config, log, "--no-asha")
     assert process.wait() == 0, process.printed[-3000:]
