@@ -24,8 +24,8 @@ from pipelines.serving.admission import Admission
 from pipelines.serving.loopback import listen_on_loopback
 from pipelines.serving.messages import Answer, Format, Offer, Query, RejectedRequestError, check_query
 
-# Replicas that may die under a request before it is given up.
-MAX_DEATHS = 3
+# Deaths of replicas after which a photograph is taken for their cause. One that only waits at a replica sees some too.
+MAX_DEATHS = 8
 PREVIEW_SIDE = 1280
 PAGE = files("pipelines.serving") / "page"
 # The page and its answers: nothing from elsewhere, and nothing that browsers keep.

@@ -215,7 +215,7 @@ def soak(settings: Settings, service: Service) -> Report:
                 tally.outcomes[f"lost: {type(error).__name__}"] += 1
                 continue
             if status == 503:
-                tally.outcomes["given up after three deaths" if b"died" in body else "told to come back"] += 1
+                tally.outcomes["given up after deaths of replicas" if b"died" in body else "told to come back"] += 1
                 time.sleep(1)
             else:
                 right = (status, body) == expected[name]
