@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-IGNORED = {".venv", ".git", "runs", "build"}
+IGNORED = {".venv", ".pytest_cache", ".git", "runs", "build"}
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not IGNORED & set(path.relative_to(ROOT).parts))
 # Pages about the present; dated pages of results name the files of their day.
 CURRENT = [page for page in PAGES if not re.match(r"\d{4}-\d{2}-\d{2}", page.name)]
