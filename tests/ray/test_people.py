@@ -1,15 +1,18 @@
 """Data as people really have it, through the jobs: odd sources, pairs of odd sizes, inputs that move."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import threading
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
@@ -19,7 +22,7 @@ from jobs.cli import main
 from jobs.ingest import JOB
 from pipelines import shards
 from pipelines.config.parts import ComputeConfig, StudentTrackingConfig
-from pipelines.config.use import EvaluateConfig
+from pipelines.config.use import DEFAULT_STUDENT, EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.images import encode_png
 from pipelines.pairs.ray_tasks import tone_columns
@@ -29,12 +32,15 @@ from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.precompute import precompute
 from pipelines.weights import load_network
 from reddit_core.brightness import luma_moments_of_pixels
+from tests.ray.processes import started
 from tests.ray.tiny import NOT_TRACKED, Tiny
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CAFE, CAFE_DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 LONG, BRACKETS = "é" * 108, "photo[edited]::#1?"
+# Bytes of the largest process that judges, as of one that enhances.
+MOST_MEMORY = 4e9
 NOT_USERS = (".ipynb_checkpoints/1-checkpoint.png", "@eaDir/1.png/SYNOFILE_THUMB_M.png", ".thumbnails/x.png", "._a.jpg")
 
 
@@ -132,20 +138,25 @@ def write_validation(url: str, images: dict[str, NDArray[np.uint8]]) -> None:
     shards.write_manifest(url, Manifest(kind="pairs", spec={"source": "test"}, shards=(entry,)))
 
 
+def evaluation(folder: Path, weights: str, steps: int = 2) -> EvaluateConfig:
+    """Of a student on the pairs below a folder."""
+    return EvaluateConfig(
+        pairs=str(folder / "pairs"),
+        output=str(folder / "report"),
+        weights=(f"student:{steps}={weights}",),
+        shown=(f"student:{steps}",),
+        compute=ComputeConfig(threads=1),
+        tracking=StudentTrackingConfig(enabled=False),
+    )
+
+
 def test_pairs_of_odd_sizes_and_a_black_one_are_judged(
     tmp_path: Path, weights: str, photographs: dict[str, NDArray[np.uint8]]
 ) -> None:
     whole = photographs["astronaut"]
     images = {"tiny": whole[:8, :8], "wide": np.tile(whole[:2], (1, 11, 1)), "black": 0 * whole, "usual": whole}
     write_validation(str(tmp_path / "pairs"), {**images, "high": np.tile(whole[:, :2], (15, 1, 1))})
-    config = EvaluateConfig(
-        pairs=str(tmp_path / "pairs"),
-        output=str(tmp_path / "report"),
-        weights=(f"student:2={weights}",),
-        shown=("student:2",),
-        compute=ComputeConfig(threads=1),
-        tracking=StudentTrackingConfig(enabled=False),
-    )
+    config = evaluation(tmp_path, weights)
     report = evaluate(config)
     left_out = report.facts["images_left_out_of_means"]
     assert {name: left_out[name] for name in ("psnr_gt_mean", "ssim", "ssim_gt_mean")} == {
@@ -157,6 +168,33 @@ def test_pairs_of_odd_sizes_and_a_black_one_are_judged(
     assert Image.open(tmp_path / "report" / "before_after.png").height < 5 * 700
     moved = shutil.move(tmp_path / "pairs", tmp_path / "moved")
     assert evaluate(replace(config, pairs=str(moved))).title.startswith("Already evaluated")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_pair_of_24_megapixels_is_judged_within_memory(
+    tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]
+) -> None:
+    """By the shipped student: the attention of the tiny network, at half of the resolution, is not made for this."""
+    large = np.asarray(Image.fromarray(photographs["astronaut"]).resize((6000, 4000)))
+    write_validation(str(tmp_path / "pairs"), {"large": large})
+    sizes, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            for process in started("ray::"):
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    sizes.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        report = evaluate(evaluation(tmp_path, str(DEFAULT_STUDENT), steps=1))
+    finally:
+        done.set()
+        watcher.join()
+    assert {row["method"] for row in report.rows} == {"input", "clahe", "student"}
+    assert 1e9 < max(sizes) < MOST_MEMORY, "a gigabyte, or nothing was watched"
 
 
 @pytest.mark.slow
