@@ -4,11 +4,13 @@ import os
 
 # Ray reads these when it is first imported, on drivers and, through the runtime environment, on workers: its own
 # progress bars and routine messages make way for the jobs' progress, Ray Data raises errors without printing them, and
-# a line that does not apply here (restart_notice.py) is dropped from what workers print.
+# two lines that do not apply are dropped from what others print: restart_notice.py has the first; with the second, Ray
+# calls it a failure that its own Serve was shut down.
+DROPPED = ("has constructor arguments in the object store", "ServeController.graceful_shutdown failed")
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "has constructor arguments in the object store",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(DROPPED),
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

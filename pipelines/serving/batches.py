@@ -5,16 +5,17 @@ Here a batch is what waits at the moment when the network becomes free.
 """
 
 import asyncio
+import bisect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 Result = TypeVar("Result")
 
 
 class Work(Protocol):
-    """What can be done in batches: of one kind, whose sizes add up to a limit."""
+    """What can be done in batches: of one kind, whose sizes add up to a limit; what waits since longer goes first."""
 
     @property
     def kind(self) -> object: ...
@@ -22,43 +23,60 @@ class Work(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def since(self) -> float: ...
+
 
 Item = TypeVar("Item", bound=Work)
 
 
 @dataclass(frozen=True, eq=False)
 class Place(Generic[Item, Result]):
-    """A place in the queue."""
+    """A place in the queue.
+
+    Attributes:
+        taken: set when the item's turn has come.
+        result: of the item; cancelled before its turn, the item is not run.
+    """
 
     item: Item
-    result: "asyncio.Future[Result]"
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+    result: "asyncio.Future[Result]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batches(Generic[Item, Result]):
-    """Runs what is submitted in one thread, first come first served, together with what waits of the same kind.
+    """Runs what is submitted in a thread, the oldest first, together with what waits of the same kind.
 
     Args:
         run: from items of one kind to their results in the same order; it blocks. What it raises, all of them raise.
         most: items of a batch.
         most_size: sum of a batch's sizes, unless it is one item.
+        thread: in which `run` is called.
     """
 
-    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result]], most: int, most_size: int) -> None:
-        self.run, self.most, self.most_size = run, most, most_size
-        self.thread = ThreadPoolExecutor(1)
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Result]],
+        most: int,
+        most_size: int,
+        thread: ThreadPoolExecutor,
+    ) -> None:
+        self.run, self.most, self.most_size, self.thread = run, most, most_size, thread
         self.waiting: list[Place[Item, Result]] = []
         self.runner: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Item) -> Result:
-        """The item's result; an item whose caller is cancelled before its turn is not run."""
-        place: Place[Item, Result] = Place(item, asyncio.get_running_loop().create_future())
-        self.waiting.append(place)
+    def submit(self, item: Item) -> Place[Item, Result]:
+        """Queues the item."""
+        place: Place[Item, Result] = Place(item)
+        bisect.insort(self.waiting, place, key=lambda other: other.item.since)
         if self.runner is None or self.runner.done():
             self.runner = asyncio.create_task(self.work_off())
-        return await place.result
+        return place
 
     async def work_off(self) -> None:
         while batch := self.take():
+            for place in batch:
+                place.taken.set()
             items = [place.item for place in batch]
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self.thread, self.run, items)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Annotated, Any, Literal
@@ -24,7 +25,7 @@ from pipelines.serving.admission import Admission
 from pipelines.serving.loopback import listen_on_loopback
 from pipelines.serving.messages import Answer, Format, Offer, Query, RejectedRequestError, check_query
 
-# Deaths of replicas after which a photograph is taken for their cause. One that only waits at a replica sees some too.
+# Deaths of replicas that worked on a photograph after which it is taken for their cause.
 MAX_DEATHS = 8
 PREVIEW_SIDE = 1280
 PAGE = files("pipelines.serving") / "page"
@@ -100,10 +101,15 @@ def reject_unknown(request: Request, known: set[str]) -> None:
 class Ingress:
     """Lets requests in, and hands the photographs to the replicas of the student."""
 
-    def __init__(self, student: DeploymentHandle[Any], config: ServeConfig, offer: Offer, token_sha256: str) -> None:
+    def __init__(
+        self, student: DeploymentHandle[Any], config: ServeConfig, offer: Offer, token_sha256: str, turns: int
+    ) -> None:
+        """`turns` is the number of photographs that all replicas together take at a time."""
         listen_on_loopback()
         self.student, self.config, self.offer, self.token_sha256 = student, config, offer, token_sha256
         self.admission = Admission(config.queue)
+        # A photograph whose replica dies keeps its turn. Serve's own queue would put it behind those that came later.
+        self.turns = asyncio.Semaphore(turns)
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> Response:
@@ -148,7 +154,7 @@ class Ingress:
         reject_unknown(request, {"brightness", "steps", "seed", "format"})
         query = Query(brightness=None if brightness == "auto" else brightness, steps=steps, seed=seed, format=format)
         check_query(query, self.offer)
-        return await self.answer(request, "enhance", query)
+        return await self.answer(request, "enhance", query, time.time())
 
     @app.post("/preview", responses={200: {"content": {"image/png": {}}}, **ERRORS}, openapi_extra=PHOTOGRAPH)
     async def preview(
@@ -170,13 +176,13 @@ class Ingress:
             reason = "this service needs its token; send it as the header Authorization: Bearer TOKEN"
             raise RejectedRequestError(401, reason, {"WWW-Authenticate": "Bearer"})
 
-    async def answer(self, request: Request, method: str, setting: Query | int) -> Response:
+    async def answer(self, request: Request, method: str, *settings: Any) -> Response:
         """The response to a photograph, which a replica makes."""
         with self.admission.admitted():
             data = await self.read_body(request)
             try:
-                async with asyncio.timeout(self.config.timeout):
-                    answer = await self.ask(method, data, setting)
+                async with asyncio.timeout(self.config.timeout), self.turns:
+                    answer = await self.ask(method, data, *settings)
             except TimeoutError:
                 reason = (
                     f"the photograph took longer than {self.config.timeout:g} s; send a smaller one, or try again later"
@@ -189,18 +195,22 @@ class Ingress:
             headers["X-Not-Kept"] = "; ".join(answer.notes)
         return Response(answer.data, media_type=answer.media_type, headers=headers)
 
-    async def ask(self, method: str, data: bytes, setting: Query | int) -> Answer:
-        """A replica's answer; if it dies, another one's."""
-        for _ in range(MAX_DEATHS):
-            response = getattr(self.student, method).remote(data, setting)
+    async def ask(self, method: str, data: bytes, *settings: Any) -> Answer:
+        """A replica's answer; if it dies, another one's. Deaths while the photograph waited do not count against it."""
+        deaths, student = 0, self.student.options(stream=True)
+        while deaths < MAX_DEATHS:
+            is_worked_on = False
+            stream = getattr(student, method).remote(data, *settings)
             try:
-                answer: Answer = await response
+                async for said in stream:
+                    if isinstance(said, Answer):
+                        return said
+                    is_worked_on = said
             except asyncio.CancelledError:
-                response.cancel()
+                stream.cancel()
                 raise
             except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
-                continue
-            return answer
+                deaths += is_worked_on
         reason = f"{MAX_DEATHS} replicas died while they worked on this photograph; try another one"
         raise RejectedRequestError(503, reason, {"Retry-After": "60"})
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec
+from functools import partial
 
 import torch
 from ray.serve import metrics
@@ -23,15 +24,14 @@ from reddit_core.pixels import Pixels
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-Arguments = ParamSpec("Arguments")
-
 
 @dataclass(frozen=True)
 class Work:
-    """What the network is asked for."""
+    """What the network is asked for, and since when (seconds of the epoch)."""
 
     pixels: Pixels
     query: Query
+    since: float
 
     @property
     def kind(self) -> object:
@@ -46,14 +46,21 @@ class Work:
 
 
 class StudentReplica:
-    """Several requests at once read and encode in threads, but only one uses the network."""
+    """Several requests at once read and encode in threads, but only one batch uses the network.
+
+    Its methods are generators. While they work, they yield whether the request is worked on (True), or only waits for
+    the network (False), and at the end the `Answer`.
+    """
 
     def __init__(self, config: ServeConfig, device: str) -> None:
         listen_on_loopback()
-        torch.set_num_threads(torch_threads(config.compute))
         self.config = config
-        self.student = load_student(config.weights, device, config.precision, steps=config.steps)
-        self.batches = Batches(self.run, config.batch, self.student.tiling(config.tile)[1] ** 2)
+        # All of PyTorch runs in this thread. OpenMP keeps its threads for each one that uses it, and once they are more
+        # than there are CPUs it puts them to sleep between two operations: a network then takes a tenth longer.
+        thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch_threads(config.compute),))
+        load = partial(load_student, config.weights, device, config.precision, steps=config.steps)
+        self.student = thread.submit(load).result()
+        self.batches = Batches(self.run, config.batch, self.student.tiling(config.tile)[1] ** 2, thread)
         self.megapixels = metrics.Counter(
             "reddit_enhanced_megapixels", description="Megapixels of enhanced photographs."
         )
@@ -63,24 +70,35 @@ class StudentReplica:
             boundaries=list(SECONDS),
         )
 
-    async def enhance(self, data: bytes, query: Query) -> Answer:
-        """An enhanced photograph as a file, or why there is none."""
-        return await answer(self._enhance, data, query)
+    async def enhance(self, data: bytes, query: Query, since: float) -> AsyncIterator[bool | Answer]:
+        """An enhanced photograph as a file, or why there is none; what waits since longer is worked on first."""
+        async for said in reject(self._enhance(data, query, since)):
+            yield said
 
-    async def _enhance(self, data: bytes, query: Query) -> Answer:
+    async def _enhance(self, data: bytes, query: Query, since: float) -> AsyncIterator[bool | Answer]:
+        yield True
         photograph = await self.read(data)
-        pixels, seconds = await self.batches.submit(Work(photograph.pixels, query))
+        yield False
+        place = self.batches.submit(Work(photograph.pixels, query, since))
+        try:
+            await place.taken.wait()
+            yield True
+            pixels, seconds = await place.result
+        finally:
+            place.result.cancel()
         self.megapixels.inc(pixels.shape[0] * pixels.shape[1] / 1e6)
         self.seconds.observe(seconds)
-        return await asyncio.to_thread(encode, photograph, pixels, query, seconds)
+        yield await asyncio.to_thread(encode, photograph, pixels, query, seconds)
 
-    async def preview(self, data: bytes, side: int) -> Answer:
+    async def preview(self, data: bytes, side: int) -> AsyncIterator[bool | Answer]:
         """A photograph as it is, upright, as a PNG of 8 bits and at most `side` pixels a side."""
-        return await answer(self._preview, data, side)
+        async for said in reject(self._preview(data, side)):
+            yield said
 
-    async def _preview(self, data: bytes, side: int) -> Answer:
+    async def _preview(self, data: bytes, side: int) -> AsyncIterator[bool | Answer]:
+        yield True
         photograph = await self.read(data)
-        return Answer(data=await asyncio.to_thread(preview_png, photograph.pixels, side), media_type="image/png")
+        yield Answer(data=await asyncio.to_thread(preview_png, photograph.pixels, side), media_type="image/png")
 
     async def read(self, data: bytes) -> Photograph:
         return await asyncio.to_thread(read_photograph, data, self.config.max_megapixels)
@@ -107,18 +125,17 @@ class StudentReplica:
         return [(pixels, seconds) for pixels in results]
 
 
-async def answer(
-    call: Callable[Arguments, Awaitable[Answer]], *args: Arguments.args, **kwargs: Arguments.kwargs
-) -> Answer:
-    """The call's answer; what is wrong with the request becomes an answer too, since exceptions carry tracebacks."""
+async def reject(said: AsyncIterator[bool | Answer]) -> AsyncIterator[bool | Answer]:
+    """The same; what is wrong with the request becomes an answer too, since exceptions carry tracebacks."""
     try:
-        return await call(*args, **kwargs)
+        async for item in said:
+            yield item
     except TooLargeError as error:
-        return Answer(status=413, reason=str(error))
+        yield Answer(status=413, reason=str(error))
     except UnknownFormatError as error:
-        return Answer(status=415, reason=str(error))
+        yield Answer(status=415, reason=str(error))
     except ValueError as error:
-        return Answer(status=422, reason=str(error))
+        yield Answer(status=422, reason=str(error))
 
 
 def encode(photograph: Photograph, pixels: Pixels, query: Query, seconds: float) -> Answer:

@@ -40,10 +40,10 @@ def application(config: ServeConfig) -> serve.Application:
     offer = make_offer(config, load_network(config.weights), bool(token))
     # Ray shows what deployments are made of, so the ingress gets the token's hash.
     token_sha256 = hashlib.sha256(token.encode()).hexdigest() if token else ""
-    gpu = use_gpu(config.compute)
+    gpu, calls = use_gpu(config.compute), CALLS_PER_BATCH * config.batch
     student = serve.deployment(
         name="student",
-        max_ongoing_requests=CALLS_PER_BATCH * config.batch,
+        max_ongoing_requests=calls,
         ray_actor_options={"num_gpus": 1} if gpu else {"num_cpus": config.compute.cpus_per_worker},
         health_check_period_s=5,
         **scaling(config.compute, config.batch),
@@ -56,7 +56,8 @@ def application(config: ServeConfig) -> serve.Application:
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": 0},
     )(Ingress)
-    built: serve.Application = ingress.bind(student.bind(config, "cuda" if gpu else "cpu"), config, offer, token_sha256)
+    replicas, turns = student.bind(config, "cuda" if gpu else "cpu"), calls * config.compute.max_workers
+    built: serve.Application = ingress.bind(replicas, config, offer, token_sha256, turns)
     return built
 
 

@@ -12,6 +12,7 @@ and a SHA-256 of the tensors of all weights. Deterministic on one machine; takes
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,8 +68,10 @@ def print_facts(root: Path) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    # Of one name, because the URL of the source is part of what a dataset's key hashes.
+    root = Path(tempfile.gettempdir(), "reddit-same-results")
+    shutil.rmtree(root, ignore_errors=True)
+    try:
         make_source(root / "source")
         pairs, teacher, cache = f"{root}/pairs", f"{root}/teacher/teacher.safetensors", f"{root}/cache"
         run("ingest", f"--source {root}/source --output {pairs} --validation-share 0.5 --pairs-per-shard 4")
@@ -88,6 +91,8 @@ def main() -> None:
             "--refine-weight 0.8",
         )
         print_facts(root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":

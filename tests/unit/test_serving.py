@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ class Item:
     name: str
     kind: str = "a"
     size: int = 1
+    since: float = 0.0
     pixels: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(2, np.uint8))  # which have no one truth value
 
 
@@ -49,15 +51,31 @@ def test_what_waits_runs_together_if_it_is_of_one_kind_and_fits() -> None:
     recorder = Recorder()
 
     async def main() -> list[str]:
-        batches = Batches[Item, str](recorder, most=3, most_size=4)
+        batches = Batches[Item, str](recorder, most=3, most_size=4, thread=ThreadPoolExecutor(1))
         items = [Item("first"), Item("b1", "b"), Item("a2"), Item("a3", size=9), Item("b2", "b"), Item("b3", "b", 3)]
-        calls = [asyncio.create_task(batches.submit(item)) for item in items]
-        await asyncio.sleep(0)
+        places = [batches.submit(item) for item in items]
+        await places[0].taken.wait()
+        assert [place.taken.is_set() for place in places] == [True, False, True, False, False, False]
         recorder.may_run.set()
-        return await asyncio.gather(*calls)
+        return await asyncio.gather(*(place.result for place in places))
 
     assert asyncio.run(main()) == ["FIRST", "B1", "A2", "A3", "B2", "B3"]
     assert recorder.ran == [["first", "a2"], ["b1", "b2"], ["a3"], ["b3"]]
+
+
+def test_what_waits_since_longer_goes_first_also_if_its_replica_died_and_it_is_submitted_anew() -> None:
+    recorder = Recorder()
+
+    async def main() -> None:
+        batches = Batches[Item, str](recorder, most=1, most_size=9, thread=ThreadPoolExecutor(1))
+        places = [batches.submit(Item(name, since=since)) for name, since in (("a", 1.0), ("b", 3.0), ("c", 3.0))]
+        await places[0].taken.wait()
+        places.append(batches.submit(Item("anew", since=2.0)))
+        recorder.may_run.set()
+        await asyncio.gather(*(place.result for place in places))
+
+    asyncio.run(main())
+    assert recorder.ran == [["a"], ["anew"], ["b"], ["c"]]
 
 
 def test_an_error_reaches_those_of_its_batch_and_nobody_else() -> None:
@@ -65,8 +83,8 @@ def test_an_error_reaches_those_of_its_batch_and_nobody_else() -> None:
     recorder.may_run.set()
 
     async def main() -> list[object]:
-        batches = Batches[Item, str](recorder, most=2, most_size=9)
-        calls = [batches.submit(item) for item in (Item("bad"), Item("good"), Item("fine"))]
+        batches = Batches[Item, str](recorder, most=2, most_size=9, thread=ThreadPoolExecutor(1))
+        calls = [batches.submit(item).result for item in (Item("bad"), Item("good"), Item("fine"))]
         return list(await asyncio.gather(*calls, return_exceptions=True))
 
     first, second, third = asyncio.run(main())
@@ -77,13 +95,14 @@ def test_who_leaves_before_his_turn_is_not_worked_on() -> None:
     recorder = Recorder()
 
     async def main() -> None:
-        batches = Batches[Item, str](recorder, most=1, most_size=9)
-        first, left = (asyncio.create_task(batches.submit(Item(name))) for name in ("first", "left"))
-        await asyncio.sleep(0.05)
-        left.cancel()
+        batches = Batches[Item, str](recorder, most=1, most_size=9, thread=ThreadPoolExecutor(1))
+        first, left = (batches.submit(Item(name)) for name in ("first", "left"))
+        await first.taken.wait()
+        left.result.cancel()
         recorder.may_run.set()
-        await first
-        assert await batches.submit(Item("last")) == "LAST"
+        await first.result
+        assert await batches.submit(Item("last")).result == "LAST"
+        assert not left.taken.is_set()
 
     asyncio.run(main())
     assert recorder.ran == [["first"], ["last"]]

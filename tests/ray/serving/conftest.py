@@ -17,7 +17,7 @@ from reddit_core.weights import NetworkFile
 from tests.ray.processes import JobProcess
 
 TOKEN = "open-sesame-4f1d9b7c"
-QUEUE, TILE, MAX_MEGABYTES, MAX_MEGAPIXELS, TIMEOUT_S = 6, 96, 1, 0.5, 120
+QUEUE, TILE, MAX_MEGABYTES, MAX_MEGAPIXELS, TIMEOUT_S = 6, 96, 1, 0.5, 600
 FLAGS = (
     f"--compute.threads 1 --tile {TILE} --overlap 16 --queue {QUEUE} --max-megabytes {MAX_MEGABYTES} "
     f"--max-megapixels {MAX_MEGAPIXELS} --timeout {TIMEOUT_S}"
@@ -68,7 +68,7 @@ class Service:
         body: bytes | Iterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         connection.request(method, path, body, dict(self.headers if headers is None else headers))
         response = connection.getresponse()
         reply = Reply(response.status, {name.lower(): text for name, text in response.getheaders()}, response.read())
@@ -102,7 +102,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield service
         job.process.send_signal(signal.SIGTERM)
         assert job.wait() == 0, job.printed
-        assert "Stopped serving" in job.printed
+        assert "Stopped serving" in job.printed and "graceful_shutdown" not in job.printed
     finally:
         if job.runs():
             job.kill()

@@ -1,13 +1,16 @@
 """The service over a socket: the same bytes as the job, limits, errors, a killed replica, and what it leaves behind."""
 
+import contextlib
 import io
 import json
+import math
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +28,9 @@ from ray import serve
 from pipelines.config.parts import ComputeConfig
 from pipelines.config.use import EnhanceConfig
 from pipelines.enhancement.enhance import enhance
+from pipelines.serving.ingress import MAX_DEATHS
 from tests.ray.processes import LOOPBACK, ROOT, listening, started, wait_until
-from tests.ray.serving.conftest import MAX_MEGAPIXELS, QUEUE, TILE, TIMEOUT_S, Service
+from tests.ray.serving.conftest import MAX_MEGAPIXELS, QUEUE, TILE, Service
 
 pytestmark = pytest.mark.xdist_group("serving")
 # In the description of a photograph that is sent: if it is found in a file, the service wrote the photograph there.
@@ -186,6 +190,30 @@ def test_a_replica_that_dies_costs_no_request(service: Service, photographs: dic
     assert {reply.data for reply in replies} == {service.enhance(photograph, "steps=16").data}
 
 
+@pytest.mark.slow
+def test_only_the_photograph_that_is_worked_on_is_taken_for_the_cause_of_deaths(
+    service: Service, photographs: dict[str, NDArray[np.uint8]]
+) -> None:
+    """Two wait for one replica, whose every instance is killed at work until one of them is given up."""
+    files = [file_of(np.tile(photographs[name], (2, 1, 1)) // 6) for name in ("coffee", "rocket")]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(service.enhance, data, "steps=16") for data in files]
+        before: dict[int, float] = {}
+        while not any(call.done() for call in calls):
+            for replica in started("ServeReplica:reddit:student"):
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    if replica.pid not in before and service.answers():
+                        before[replica.pid] = replica.cpu_times().user
+                    if replica.cpu_times().user > before.get(replica.pid, math.inf) + 0.5:
+                        replica.kill()
+            time.sleep(0.1)
+        replies = [call.result() for call in calls]
+    assert sorted(reply.status for reply in replies) == [200, 503]
+    kept, given_up = (next(reply for reply in replies if reply.status == status) for status in (200, 503))
+    assert f"{MAX_DEATHS} replicas died while they worked on this photograph" in given_up.error
+    assert kept.data in {service.enhance(data, "steps=16").data for data in files}
+
+
 def test_what_the_service_says_about_itself(service: Service) -> None:
     offer = json.loads(service.ask("GET", "/settings", headers={}).data)
     assert (offer["steps"], offer["steps_allowed"], offer["needs_token"]) == (2, [1, 2, 4, 8, 16], True)
@@ -235,19 +263,12 @@ def test_photographs_are_in_no_file(service: Service, files: Mapping[str, bytes]
 
 
 @pytest.mark.slow
-def test_an_upload_that_stalls_is_ended(service: Service, small: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", service.port), timeout=2 * TIMEOUT_S) as connection:
-        head = f"POST /enhance HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.token}\r\n"
-        connection.sendall(f"{head}Content-Length: {len(small)}\r\n\r\n".encode() + small[:100])
-        answer = connection.recv(10_000)
-    assert answer.startswith(b"HTTP/1.1 408 ")
-
-
-@pytest.mark.slow
 def test_serve_run_serves_a_second_one_which_gives_up_in_time(
     service: Service, files: Mapping[str, bytes], photographs: dict[str, NDArray[np.uint8]]
 ) -> None:
-    """`serve run`, beside the first on the same Serve, with a time limit that a large photograph does not meet."""
+    """`serve run`, beside the first on the same Serve, with a time limit that two do not meet: a large photograph, and
+    an upload that stalls.
+    """
     command = "-m ray.serve.scripts run jobs.serve:build --non-blocking --name second --route-prefix /second"
     settings = f"weights={service.weights} token=no timeout=5 tile={TILE} overlap=16 compute.threads=1"
     subprocess.run(
@@ -265,5 +286,9 @@ def test_serve_run_serves_a_second_one_which_gives_up_in_time(
             504,
             "the photograph took longer than 5 s; send a smaller one, or try again later",
         )
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+            head = f"POST /second/enhance HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photograph)}\r\n\r\n"
+            connection.sendall(head.encode() + photograph[:100])
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
     finally:
         serve.delete("second")
