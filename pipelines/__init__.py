@@ -6,11 +6,12 @@ import os
 # progress bars and routine messages make way for the jobs' progress, Ray Data raises errors without printing them, and
 # two lines that do not apply are dropped from what others print: restart_notice.py has the first; with the second, Ray
 # calls it a failure that its own Serve was shut down.
-DROPPED = ("has constructor arguments in the object store", "ServeController.graceful_shutdown failed")
+RESTART_NOTICE = "has constructor arguments in the object store"
+SHUTDOWN_NOTICE = "ServeController.graceful_shutdown failed"
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(DROPPED),
+    "RAY_DEDUP_LOGS_SKIP_REGEX": f"{RESTART_NOTICE}|{SHUTDOWN_NOTICE}",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

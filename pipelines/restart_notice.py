@@ -16,7 +16,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-NOTICE = b"has constructor arguments in the object store"
+from pipelines import RESTART_NOTICE
+
+NOTICE = RESTART_NOTICE.encode()
 END = b"\0end of the filter\n"
 STDERR = 2
 
