@@ -11,7 +11,8 @@ functions are loaded on first use: write `tracking.end_run(...)` rather than imp
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pipelines.tracking.run import OFF, InputData, RunHandle, Status, default_uri, tracked_run
+from pipelines.tracking.handle import OFF, InputData, RunHandle, Status, default_uri
+from pipelines.tracking.run import tracked_run
 from pipelines.tracking.writer import RunWriter
 
 if TYPE_CHECKING:

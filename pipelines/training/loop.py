@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.config.parts import CheckpointConfig, ComputeConfig, OptimConfig, TrainingComputeConfig, require
 from pipelines.tracking import RunHandle, RunWriter
-from pipelines.tracking.writer import now_ms
+from pipelines.tracking.buffer import now_ms
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.objective import Forward, Objective, StageContext, StepContext

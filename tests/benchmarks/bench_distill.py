@@ -43,7 +43,7 @@ from torch.nn import functional
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.reporting import Report
-from pipelines.tracking.run import OFF
+from pipelines.tracking.handle import OFF
 from pipelines.training.distillation import DistillObjective
 from pipelines.training.loop import Loop, Worker
 from pipelines.weights import save_network

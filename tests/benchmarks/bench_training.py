@@ -36,7 +36,7 @@ from pipelines.config.parts import (
     TrainingComputeConfig,
 )
 from pipelines.reporting import Report, show
-from pipelines.tracking.run import OFF
+from pipelines.tracking.handle import OFF
 from pipelines.training import runs
 from pipelines.training.distillation import DistillObjective, make_loop, make_stream
 from pipelines.training.loop import Worker

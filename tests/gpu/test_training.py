@@ -11,7 +11,7 @@ from ray.train import Checkpoint
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
 from pipelines.shards import TARGET_COLUMNS
-from pipelines.tracking.run import OFF
+from pipelines.tracking.handle import OFF
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import TrainState
 from pipelines.training.distillation import DistillObjective

@@ -103,6 +103,22 @@ def test_the_packages_of_pipelines_form_no_cycles() -> None:
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the packages
 
 
+def file_graph() -> dict[str, set[str]]:
+    """For each file, as a dotted name, the others of the project that it imports anywhere."""
+    modules = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in FILES}
+    graph = {}
+    for module, path in modules.items():
+        names = dotted_imports(path.read_text())
+        graph[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
+    return graph
+
+
+def test_files_form_no_cycles() -> None:
+    graph = file_graph()
+    assert "pipelines.tracking.mlflow_backend.driver" in graph["pipelines.tracking.run"]
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the files
+
+
 def test_evaluation_and_enhancement_do_without_training() -> None:
     graph = import_graph()
     for package in ("evaluation", "enhancement", "tracking", "trajectories", "pairs"):

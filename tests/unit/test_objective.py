@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
 from pipelines.shards import TARGET_COLUMNS, trajectory_schema
-from pipelines.tracking.run import OFF
+from pipelines.tracking.handle import OFF
 from pipelines.training.loop import Loop, Worker, step_seed
 from pipelines.training.objective import Forward, StageContext, StepContext
 from pipelines.trajectories.crops import Batch

@@ -17,9 +17,9 @@ from torch.multiprocessing.spawn import spawn
 
 from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
-from pipelines.tracking.run import OFF
+from pipelines.tracking.buffer import BufferedWriter
+from pipelines.tracking.handle import OFF
 from pipelines.tracking.spill import File, Point
-from pipelines.tracking.writer import BufferedWriter
 from pipelines.training import checkpoints, runs
 from pipelines.training.distillation import DistillObjective, student_name
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate

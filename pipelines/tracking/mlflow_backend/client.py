@@ -13,8 +13,8 @@ from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.redaction import redact
+from pipelines.tracking.handle import embedded_store
 from pipelines.tracking.outbox import RejectedError, UnavailableError
-from pipelines.tracking.run import embedded_store
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 UPLOAD_TIMEOUT_S = "600"

@@ -12,11 +12,11 @@ from mlflow.tracking.context import registry as context_registry
 from pipelines.code_version import code_digest
 from pipelines.config.parts import TrackingConfig
 from pipelines.redaction import flatten, redact
+from pipelines.tracking.handle import OFF, InputData, RunHandle, RunRequest, Status, default_uri, resolve_uri
 from pipelines.tracking.mlflow_backend import transport
 from pipelines.tracking.mlflow_backend.client import connect, log_if_undeliverable, translated_errors
 from pipelines.tracking.mlflow_backend.runs import ensure_run
 from pipelines.tracking.outbox import RejectedError, UnavailableError
-from pipelines.tracking.run import OFF, InputData, RunHandle, RunRequest, Status, default_uri, resolve_uri
 
 logger = logging.getLogger(__name__)
 

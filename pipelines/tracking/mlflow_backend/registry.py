@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 import reddit_core
 from pipelines.model_card import ModelCard
+from pipelines.tracking.handle import RunHandle
 from pipelines.tracking.mlflow_backend import student_model
 from pipelines.tracking.mlflow_backend.client import connect, log_if_undeliverable, upload_timeout
 from pipelines.tracking.mlflow_backend.runs import ensure_run
-from pipelines.tracking.run import RunHandle
 from reddit_core.student import OVERLAP
 
 WEIGHTS_TAG = "reddit.weights_sha256"

@@ -9,8 +9,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipelines.redaction import redact
+from pipelines.tracking.handle import InputData, RunHandle, RunRequest, embedded_store
 from pipelines.tracking.outbox import RejectedError
-from pipelines.tracking.run import InputData, RunHandle, RunRequest, embedded_store
 
 RUN_NAME_TAG, RUN_KEY_TAG, PARENT_TAG = "reddit.run_name", "reddit.run_key", "mlflow.parentRunId"
 # A random ID of each attempt to create a run: MLflow's own retries may make a slow server create two.

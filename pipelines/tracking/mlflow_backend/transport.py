@@ -24,12 +24,12 @@ from PIL import Image
 
 from pipelines.redaction import redact
 from pipelines.tracking import spill
+from pipelines.tracking.buffer import METRICS_PER_BATCH
+from pipelines.tracking.handle import RunHandle
 from pipelines.tracking.mlflow_backend.client import connect, translated_errors
 from pipelines.tracking.mlflow_backend.runs import ensure_run
 from pipelines.tracking.outbox import RejectedError
-from pipelines.tracking.run import RunHandle
 from pipelines.tracking.spill import File, Point
-from pipelines.tracking.writer import METRICS_PER_BATCH
 
 MONITORS: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor)
 
