@@ -1,6 +1,7 @@
 """The jobs end to end on tiny data through real Ray: teacher, cache, students; killed, rerun, refused."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
+from torch import Tensor
 
 from jobs import distill as distill_job
 from jobs import train_teacher as teacher_job
@@ -16,9 +19,11 @@ from pipelines import shards
 from pipelines.config.jobs import DistillConfig, TeacherConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
 from pipelines.shards import TARGET_COLUMNS
-from pipelines.training import distillation
+from pipelines.tracking import OFF
+from pipelines.training import distillation, teacher
 from pipelines.training.distillation import distill, make_stream
-from pipelines.training.stream import make_dataset
+from pipelines.training.loop import Loop, Worker
+from pipelines.training.stream import Stream, make_dataset
 from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.caches import find_cache
 from pipelines.trajectories.precompute import plan_precompute, precompute
@@ -36,16 +41,47 @@ TEACHER_FLAGS = """--network sr3-unet --unet.base-channels 8 --unet.channel-mult
 TWO_WORKERS = TrainingComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
 
 
+def train_here(loop: Loop, stream: Stream) -> None:
+    """Trains in this process, as a single worker does, but without Ray and its data; leaves the weights."""
+    worker = Worker(loop, 0, 1, torch.device("cpu"), None)
+    for step in range(loop.num_steps):
+        if step % stream.steps == 0:
+            worker.begin_stage(step // stream.steps)
+        worker.step(stream.load(step, step + 1, 0, 1))
+        if worker.state.step == stream.steps:
+            loop.objective.save(worker.state.stage_index, worker.state.ema_network, {})
+
+
+def train_killed(config: TeacherConfig, ray_address: str = "") -> None:
+    """Trains a teacher whose driver is killed after its first checkpoint, and run again."""
+    output = Path(config.output)
+    job = JobProcess(
+        "train_teacher",
+        f"--pairs {config.pairs} --output {output} {TEACHER_FLAGS}",
+        output.with_suffix(".log"),
+        ray_address,
+    )
+    job.kill_when((output / "checkpoints" / "step-000000004").exists)
+    assert not (output / "teacher.safetensors").exists()
+    # A running Ray takes the workers of a lost driver away.
+    wait_until(lambda: not started("RayTrainWorker"))
+    train_teacher(config)
+
+
 @pytest.fixture(scope="module")
 def taught(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
-    """A teacher that was trained without trouble."""
-    config = tiny.training(tmp_path_factory.mktemp("teacher") / "whole")
-    train_teacher(config)
+    """A teacher whose training was killed and resumed, in a Ray that went on running."""
+    config = tiny.training(tmp_path_factory.mktemp("teacher") / "killed")
+    train_killed(config, ray.get_runtime_context().gcs_address)
     return config
 
 
 def weights_of(config: TeacherConfig) -> str:
     return f"{config.output}/teacher.safetensors"
+
+
+def tensors_of(config: TeacherConfig) -> dict[str, Tensor]:
+    return load_network(weights_of(config)).network.state_dict()
 
 
 def test_the_teacher_learned_and_its_weights_say_what_they_are(taught: TeacherConfig) -> None:
@@ -58,21 +94,25 @@ def test_the_teacher_learned_and_its_weights_say_what_they_are(taught: TeacherCo
     assert "already trained" in report.title
 
 
-@pytest.mark.parametrize("own_ray", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(
-    taught: TeacherConfig, own_ray: bool, tmp_path: Path
+def test_a_killed_training_has_the_weights_of_an_undisturbed_one_bit_for_bit(
+    taught: TeacherConfig, tmp_path: Path
 ) -> None:
-    output = tmp_path / "run"
-    address = "" if own_ray else ray.get_runtime_context().gcs_address
-    flags = f"--pairs {taught.pairs} --output {output} {TEACHER_FLAGS}"
-    job = JobProcess("train_teacher", flags, tmp_path / "log", address)
-    job.kill_when((output / "checkpoints" / "step-000000004").exists)
-    assert not (output / "teacher.safetensors").exists()
-    # A running Ray takes the workers of a lost driver away.
-    wait_until(lambda: not started("RayTrainWorker"))
-    rerun = replace(taught, output=str(output))
-    train_teacher(rerun)
-    assert (output / "teacher.safetensors").read_bytes() == Path(weights_of(taught)).read_bytes()
+    undisturbed = replace(taught, output=str(tmp_path / "undisturbed"))
+    train_here(teacher.make_loop(undisturbed, OFF), teacher.make_stream(undisturbed))
+    assert same_tensors(tensors_of(taught), tensors_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_undisturbed_or_killed_with_its_ray_the_file_is_the_same(taught: TeacherConfig, tmp_path: Path) -> None:
+    whole, killed = (replace(taught, output=str(tmp_path / name)) for name in ("whole", "killed"))
+    train_teacher(whole)
+    train_killed(killed)
+    for config in (whole, killed):
+        assert Path(weights_of(config)).read_bytes() == Path(weights_of(taught)).read_bytes()
+
+
+def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_run_is_not_continued_with_another_config_but_its_pairs_may_move(
@@ -205,10 +245,12 @@ def check_agreement(one: Path, other: Path, steps: int) -> None:
 
 
 def test_students_come_out_of_every_stage_and_two_workers_agree_with_one(tiny_cache: Tiny, tmp_path: Path) -> None:
-    one = distill(tiny_cache.distillation(tmp_path / "one"))
-    assert [row["steps"] for row in one.rows] == [2, 1]
-    assert all(np.isfinite(row["psnr"]) for row in one.rows)
-    distill(tiny_cache.distillation(tmp_path / "two", compute=TWO_WORKERS))
+    two = distill(tiny_cache.distillation(tmp_path / "two", compute=TWO_WORKERS))
+    assert [row["steps"] for row in two.rows] == [2, 1]
+    assert all(np.isfinite(row["psnr"]) for row in two.rows)
+    one = tiny_cache.distillation(tmp_path / "one")
+    stream = make_stream(one)
+    train_here(distillation.make_loop(one, OFF, stream.teacher_sha256), stream)
     for steps in (2, 1):
         check_agreement(tmp_path / "one", tmp_path / "two", steps)
 
