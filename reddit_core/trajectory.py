@@ -2,6 +2,7 @@
 
 A segment is three neighbouring nodes t > u > s of the teacher's N-step grid with s even; the student,
 on N/2 steps, goes from t to s at once (docs/method.md, section 3; Salimans and Ho 2022, algorithm 2).
+With the consistency target it learns to give the same clean image at t and at s' (Song et al. 2023).
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -146,3 +147,30 @@ def refined_targets(
     gain = refinement_gain(levels.a_t, levels.a_s)
     x_target = x_target_0.double() + weight * gain * (reflectance.double() - x_u.double())
     return Targets(x_target, eps_from_x_0(z_t, x_target, levels.a_t))
+
+
+def consistency_targets(
+    averaged: Denoiser,
+    targets: Targets,
+    z_t: Float[Tensor, "b 3 h w"],
+    levels: Levels,
+    *,
+    low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
+) -> Targets:
+    """The targets of consistency distillation (Song et al. 2023, algorithm 2): the clean image at the segment's end.
+
+    Args:
+        averaged: the student's moving average.
+        targets: those of the step from `z_t` to `z_s'`, refined or not (`refined_targets`).
+        z_t: the noisy images that the student is given.
+        levels: of the segment.
+        low, gain: as for the network.
+
+    Returns:
+        The `x_0` that the average estimates from `z_s'`, and `z_s'` itself where s is the clean end; `eps` from `z_t`.
+    """
+    z_s = ddim_step(targets.x, targets.eps, levels.a_s)
+    estimated = averaged(z_s, levels.a_s, low=low, gain=gain).x_0
+    x = torch.where(per_image(levels.a_s) == 1, z_s, estimated)
+    return Targets(x, eps_from_x_0(z_t, x, levels.a_t))

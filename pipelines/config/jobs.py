@@ -16,6 +16,7 @@ from pipelines.config.parts import (
     OptimConfig,
     SegmentConfig,
     StudentTrackingConfig,
+    Target,
     TrackingConfig,
     TrainingComputeConfig,
     Trajectories,
@@ -199,6 +200,9 @@ class DistillConfig:
     """Teacher steps of each stage; its student has half as many."""
     progressive: bool = False
     """Each stage's student is the next stage's teacher (needs trajectories online)."""
+    target: Target = "two-step"
+    """What the student learns at the start of two teacher steps: to make both at once (two-step), or to give the clean
+    image that its moving average gives at their end (consistency), after which it serves any number of steps."""
     trajectories: Trajectories = "cache"
     """Where the teacher runs: once before (cache), in the trainer (online), or in actors beside it (stream)."""
     teacher_actors: int = 1

@@ -1,8 +1,8 @@
-"""Distilling the teacher into few-step students: one training stage for each halving of the steps."""
+"""Distilling the teacher into few-step students: one training stage for each halving of the steps, or one for all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,14 @@ from pipelines.trajectories.crops import Batch, check_crop, plan_record_shards
 from pipelines.trajectories.records import record_spec, to_levels
 from pipelines.trajectories.teachers import StreamingTeacher, teacher_targets
 from pipelines.weights import load_for_inference, load_hashed_network, load_lpips, load_network, save_network
-from reddit_core.diffusion import add_noise, interpret
+from reddit_core.diffusion import add_noise, interpret, predict
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
 from reddit_core.networks import Network, build
 from reddit_core.pixels import signed_from_pixels
+from reddit_core.precision import autocast
 from reddit_core.retinex import reflectance
-from reddit_core.trajectory import refined_targets, student_steps
+from reddit_core.trajectory import Levels, Targets, consistency_targets, refined_targets, student_steps
 from reddit_core.weights import NetworkFile
 
 # A loaded record: two images in uint8, two targets in float16 and the noise in float32, three channels each.
@@ -103,10 +104,22 @@ class DistillObjective:
         targets = refined_targets(
             z_t, reflectance=low_reflectance, levels=levels, weight=self.config.refine_weight, **columns
         )
-        output = network(z_t, levels.a_t, low=low, gain=torch.tensor(batch["gain"], device=device))
+        gain = torch.tensor(batch["gain"], device=device)
+        if self.config.target == "consistency":
+            targets = self.consistency(context, targets, z_t, levels, low=low, gain=gain)
+        output = network(z_t, levels.a_t, low=low, gain=gain)
         estimate = interpret(output, z_t, levels.a_t, self.prediction)
         terms = distillation_terms(estimate, targets, x_0, eps, self.config.loss, self.lpips)
         return {"loss": total(terms, self.config.loss), **terms}
+
+    @torch.no_grad()
+    def consistency(
+        self, context: StepContext, targets: Targets, z_t: Tensor, levels: Levels, *, low: Tensor, gain: Tensor
+    ) -> Targets:
+        """`consistency_targets` with the student's moving average, in the precision of training."""
+        with autocast(context.device, self.config.optim.precision):
+            averaged = partial(predict, context.averaged)
+            return consistency_targets(averaged, targets, z_t, levels, low=low, gain=gain)
 
     def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         if self.validation is None:

@@ -284,6 +284,24 @@ def test_a_student_records_the_teacher_that_its_records_were_made_with(loop: Loo
         assert (facts["teacher_sha256"], facts["num_steps"]) == ("abc123", 2)
 
 
+def test_a_consistency_student_learns_from_its_own_average(loop: Loop) -> None:
+    config = config_of(loop)
+    consistent = replace(loop, objective=DistillObjective(replace(config, target="consistency"), None, ""))
+    batch = records(np.arange(BATCH_SIZE))
+    distances = []
+    for shift in (0.0, 1.0):
+        worker = Worker(consistent, 0, 1, CPU, None)
+        worker.begin_stage(0)
+        with torch.no_grad():
+            for parameter in worker.state.ema_network.parameters():
+                parameter.add_(shift)
+        distances.append(float(worker.accumulate_gradients(batch, worker.step_context())["distill"]))
+        assert all(parameter.grad is not None for parameter in worker.state.parameters)
+        assert all(parameter.grad is None for parameter in worker.state.ema_network.parameters())
+    assert np.isfinite(distances).all()
+    assert distances[0] != pytest.approx(distances[1]), "the target does not depend on the average"
+
+
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
     config = config_of(loop)
     base = replace(config, output=str(tmp_path), pairs="p", stages=(4, 2), trajectories="online", cache="")

@@ -12,6 +12,7 @@ from reddit_core.schedule import LevelDraw, NoiseSchedule
 from reddit_core.trajectory import (
     Levels,
     Segment,
+    consistency_targets,
     draw_nodes,
     draw_segment_levels,
     refine,
@@ -40,12 +41,16 @@ class Scene:
         self.nodes = draw_nodes(BATCH, num_nodes, generator)
         self.levels = draw_segment_levels(SCHEDULE, self.nodes, num_nodes, draw, generator)
 
-    def perfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
-        return Estimate(self.x_0, eps_from_x_0(z, self.x_0, level))
+    def perfect_teacher(
+        self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None
+    ) -> Estimate:
+        return Estimate(self.x_0, eps_from_x_0(z, self.x_0, sqrt_alpha_bar))
 
-    def imperfect_teacher(self, z: Tensor, level: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
-        x_0 = self.x_0 + 0.3 * torch.sin(5 * z) * (1 - per_image(level)) + 0.1 * low
-        return Estimate(x_0, eps_from_x_0(z, x_0, level))
+    def imperfect_teacher(
+        self, z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None
+    ) -> Estimate:
+        x_0 = self.x_0 + 0.3 * torch.sin(5 * z) * (1 - per_image(sqrt_alpha_bar)) + 0.1 * low
+        return Estimate(x_0, eps_from_x_0(z, x_0, sqrt_alpha_bar))
 
     def segment(self, teacher) -> Segment:
         return teacher_segment(teacher, self.x_0, self.eps, self.levels, low=self.low)
@@ -157,3 +162,21 @@ def test_levels_come_from_nodes_in_order() -> None:
     levels = draw_segment_levels(SCHEDULE, nodes, 8, "node", None)
     assert isinstance(levels, Levels)
     torch.testing.assert_close(torch.stack(levels, dim=1), SCHEDULE.sqrt_alpha_bar[nodes * 64])
+
+
+@given(seeds, grids, draws, st.floats(0, 1))
+@settings(max_examples=30)
+def test_a_consistency_target_is_the_averages_estimate_at_the_refined_end(
+    seed: int, num_nodes: int, draw: LevelDraw, weight: float
+) -> None:
+    scene = Scene(seed, num_nodes, draw)
+    segment, levels = scene.segment(scene.imperfect_teacher), scene.levels
+    target = unrefined_x_target(segment, levels)
+    targets = refined_targets(segment.z_t, segment.x_u, target, scene.reflectance, levels, weight)
+    consistent = consistency_targets(scene.imperfect_teacher, targets, segment.z_t, levels, low=scene.low)
+    z_s = refine(segment.z_s, segment.x_u, scene.reflectance, levels.a_s, weight)
+    expected = scene.imperfect_teacher(z_s, levels.a_s, low=scene.low).x_0
+    clean = scene.nodes[:, 2] == 0
+    torch.testing.assert_close(consistent.x[~clean], expected[~clean], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(consistent.x[clean], z_s[clean], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(consistent.eps, eps_from_x_0(segment.z_t, consistent.x, levels.a_t))
