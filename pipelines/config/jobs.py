@@ -113,6 +113,9 @@ class TeacherConfig:
     """The noise schedule; recorded with the weights."""
     ssim: float = 0.0
     """Weight of 1 - SSIM of the clean image that the output stands for, beside the squared error; 0.1 is usual."""
+    rollout: int = 0
+    """DDIM steps that the network makes itself, from a noisier level, to the noisy image that it is trained on, so that
+    it learns to correct its own errors; 0 adds noise to the ground truth. 2 is usual, late in training."""
     init: str = ""
     """URL of our .safetensors of the same network and schedule to start from; empty starts at random."""
     crop: int = 96
@@ -144,6 +147,7 @@ class TeacherConfig:
             f"crop is {self.crop}, but must be a positive multiple of the network's {multiple}",
         )
         require(self.ssim >= 0, f"ssim is {self.ssim}, but must not be negative; 0 leaves the term out")
+        require(self.rollout >= 0, f"rollout is {self.rollout}, but must not be negative; 0 makes no steps")
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)
         check_brightness_jitter(self.brightness_jitter, self.network_config)

@@ -26,10 +26,11 @@ from pipelines.training.stream import StageRecords, Stream
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops
 from pipelines.weights import load_network, save_network
-from reddit_core.diffusion import add_noise, interpret
+from reddit_core.diffusion import Estimate, interpret
 from reddit_core.losses import dissimilarity, teacher_loss
 from reddit_core.networks import Network, NetworkConfig, build, kind_of
 from reddit_core.pixels import signed_from_pixels
+from reddit_core.rollout import draw_rollout_levels, roll_out
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
 
@@ -40,7 +41,7 @@ SPAN_SAMPLES = 512
 
 @dataclass
 class TeacherObjective:
-    """The denoising loss of `TeacherConfig.network_config` at continuous noise levels."""
+    """The denoising loss of `TeacherConfig.network_config` at continuous noise levels, after a rollout if it is set."""
 
     config: TeacherConfig
     validation: ValidationImages
@@ -61,7 +62,14 @@ class TeacherObjective:
         level = draw_training_levels(self.config.schedule, len(low), generator)
         eps = torch.randn(normal.shape, generator=generator, device=device)
         gain = torch.tensor(batch["gain"], device=device)
-        noisy, prediction = add_noise(normal, eps, level), self.config.network_config.prediction
+        prediction = self.config.network_config.prediction
+
+        def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
+            return interpret(network(z, sqrt_alpha_bar, low=low, gain=gain), z, sqrt_alpha_bar, prediction)
+
+        levels = draw_rollout_levels(self.config.schedule, level, self.config.rollout, generator)
+        with torch.no_grad():
+            noisy = roll_out(denoise, normal, eps, levels, low=low, gain=gain)
         output = network(noisy, level, low=low, gain=gain)
         error = teacher_loss(output, normal, eps, level, prediction)
         if not self.config.ssim:

@@ -1,0 +1,63 @@
+"""Rollouts: training inputs that the network has made itself, as in sampling.
+
+In ordinary diffusion training the input is the ground truth with noise. In sampling it is the network's own estimate
+with noise, whose errors add up from step to step (exposure bias; Ning et al. 2023, *Input Perturbation Reduces Exposure
+Bias in Diffusion Models*). After a rollout the network sees its own errors in training and learns to correct them
+(scheduled sampling; Bengio et al. 2015, and for diffusion Deng et al. 2023, *Markup-to-Image Diffusion Models with
+Scheduled Sampling*).
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from reddit_core.diffusion import add_noise, ddim_step, eps_from_x_0
+from reddit_core.schedule import NoiseSchedule
+from reddit_core.trajectory import Denoiser
+
+
+def draw_rollout_levels(
+    schedule: NoiseSchedule, sqrt_alpha_bar: Float64[Tensor, " b"], num_steps: int, generator: torch.Generator
+) -> Float64[Tensor, "steps_and_end b"]:
+    """The levels of rollouts that end at given levels, noisiest first.
+
+    Each step comes from a table entry at a share u^2 of the way from its end to the noisiest entry, u uniform in
+    [0, 1]: short steps, as samplers of many steps make, are more frequent than long ones, as those of few steps make.
+
+    Args:
+        schedule: of the levels.
+        sqrt_alpha_bar: where the rollouts end, none exactly clean, on the generator's device.
+        num_steps: DDIM steps of a rollout.
+        generator: of the draws.
+    """
+    table = schedule.sqrt_alpha_bar.to(sqrt_alpha_bar.device)
+    # The table falls: the first entry that is no cleaner than the level.
+    index = torch.searchsorted(-table, -sqrt_alpha_bar).clamp(max=schedule.num_steps)
+    levels = [sqrt_alpha_bar]
+    for _ in range(num_steps):
+        share = torch.rand(index.shape, dtype=torch.float64, generator=generator, device=index.device).square()
+        index = index + ((schedule.num_steps - index) * share).round().long()
+        levels.append(torch.minimum(table[index], levels[-1]))
+    return torch.stack(levels[::-1])
+
+
+def roll_out(
+    denoise: Denoiser,
+    x_0: Float[Tensor, "b 3 h w"],
+    eps: Float[Tensor, "b 3 h w"],
+    levels: Float64[Tensor, "steps_and_end b"],
+    *,
+    low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
+) -> Float64[Tensor, "b 3 h w"]:
+    """DDIM steps from the ground truth with noise at `levels[0]` to the noisy image at `levels[-1]`.
+
+    Each is a step of the exact sampler, which clips `x_0` to [-1, 1] (`sampler.sample_step`).
+    """
+    z = add_noise(x_0, eps, levels[0])
+    for here, there in pairwise(levels):
+        x_0 = denoise(z, here, low=low, gain=gain).x_0.clamp(-1, 1)
+        z = ddim_step(x_0, eps_from_x_0(z, x_0, here), there)
+    return z
