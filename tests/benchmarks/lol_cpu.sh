@@ -6,15 +6,26 @@ set -eu
 source=$1 output=$2
 python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} here=$(dirname "$0")
 pairs=$output/pairs cache=$output/cache students=$output/students
-small=$output/teacher-128/teacher.safetensors teacher=$output/teacher/teacher.safetensors
+teacher=$output/teacher/teacher.safetensors
 licence="LOL-v1 states no licence; it was published for research (Wei et al. 2018)"
 
 [ -f "$pairs/manifest.json" ] || $python "$jobs/ingest.py" --source "$source" --layout lolv1 --output "$pairs"
-$python "$jobs/train_teacher.py" --preset lol-cpu --pairs "$pairs" --output "$output/teacher-128" --compute.threads 1 \
-    --tracking.no-enabled
-# Crops that grow: a second cosine, from the weights of the first.
-$python "$jobs/train_teacher.py" --preset lol-cpu --pairs "$pairs" --output "$output/teacher" --compute.threads 1 \
-    --tracking.no-enabled --init "$small" --crop 160 --optim.steps 3500 --optim.learning-rate 7e-4
+# Trains into $output/NAME: teach NAME FLAGS...
+teach() {
+    name=$1
+    shift
+    $python "$jobs/train_teacher.py" --preset lol-cpu --pairs "$pairs" --output "$output/$name" --compute.threads 1 \
+        --tracking.no-enabled "$@"
+}
+weights_of() { echo "$output/$1/teacher.safetensors"; }
+
+# Crops that grow, then inputs that the network has made itself: each part is a cosine of its own.
+teach teacher-128
+teach teacher-160 --init "$(weights_of teacher-128)" --crop 160 --optim.steps 3500 --optim.learning-rate 7e-4
+teach teacher-rollout --init "$(weights_of teacher-160)" --crop 160 --rollout 2 --optim.steps 1500 \
+    --optim.learning-rate 7e-4
+teach teacher --init "$(weights_of teacher-rollout)" --crop 224 --rollout 2 --optim.steps 1500 \
+    --optim.learning-rate 5e-4
 $python "$jobs/precompute.py" --preset lol-cpu --pairs "$pairs" --teacher "$teacher" --output "$cache" --stages 16,8,4,2 \
     --compute.threads 1
 $python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --cache "$cache" --teacher "$teacher" --stages 16,8,4,2 \
