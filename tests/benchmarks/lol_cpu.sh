@@ -22,10 +22,7 @@ weights_of() { echo "$output/$1/teacher.safetensors"; }
 # Crops that grow, then inputs that the network has made itself: each part is a cosine of its own.
 teach teacher-128
 teach teacher-160 --init "$(weights_of teacher-128)" --crop 160 --optim.steps 3500 --optim.learning-rate 7e-4
-teach teacher-rollout --init "$(weights_of teacher-160)" --crop 160 --rollout 2 --optim.steps 1500 \
-    --optim.learning-rate 7e-4
-teach teacher --init "$(weights_of teacher-rollout)" --crop 224 --rollout 2 --optim.steps 1500 \
-    --optim.learning-rate 5e-4
+teach teacher --init "$(weights_of teacher-160)" --crop 160 --rollout 2 --optim.steps 1500 --optim.learning-rate 7e-4
 $python "$jobs/precompute.py" --preset lol-cpu --pairs "$pairs" --teacher "$teacher" --output "$cache" --stages 16,8,4,2 \
     --compute.threads 1
 $python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --cache "$cache" --teacher "$teacher" --stages 16,8,4,2 \
