@@ -7,13 +7,15 @@ Bias in Diffusion Models*). After a rollout the network sees its own errors in t
 Scheduled Sampling*).
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from reddit_core.diffusion import add_noise, ddim_step, eps_from_x_0
+from reddit_core.diffusion import Estimate, add_noise, ddim_step, eps_from_x_0, interpret
+from reddit_core.networks import Prediction
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.trajectory import Denoiser
 
@@ -61,3 +63,36 @@ def roll_out(
         x_0 = denoise(z, here, low=low, gain=gain).x_0.clamp(-1, 1)
         z = ddim_step(x_0, eps_from_x_0(z, x_0, here), there)
     return z
+
+
+@torch.no_grad()
+def training_input(
+    forward: Callable[..., Tensor],
+    x_0: Float[Tensor, "b 3 h w"],
+    eps: Float[Tensor, "b 3 h w"],
+    sqrt_alpha_bar: Float64[Tensor, " b"],
+    *,
+    num_steps: int,
+    prediction: Prediction,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    low: Float[Tensor, "b 3 h w"],
+    gain: Float[Tensor, " b"] | None = None,
+) -> Float64[Tensor, "b 3 h w"]:
+    """The noisy image that a network is trained on: the end of a rollout of its own.
+
+    Args:
+        forward: the network's forward pass, called as `Network.forward`.
+        x_0, eps: the ground truth and the noise that the rollout begins with.
+        sqrt_alpha_bar: level of the noisy image, not exactly clean.
+        num_steps: of the rollout; with 0 the image is `add_noise(x_0, eps, sqrt_alpha_bar)`, and nothing is drawn.
+        prediction: what the network predicts.
+        schedule, generator: of the rollout's levels.
+        low, gain: as for the network.
+    """
+
+    def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
+        return interpret(forward(z, sqrt_alpha_bar, low=low, gain=gain), z, sqrt_alpha_bar, prediction)
+
+    levels = draw_rollout_levels(schedule, sqrt_alpha_bar, num_steps, generator)
+    return roll_out(denoise, x_0, eps, levels, low=low, gain=gain)

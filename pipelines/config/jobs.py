@@ -207,6 +207,9 @@ class DistillConfig:
     target: Target = "two-step"
     """What the student learns at the start of two teacher steps: to make both at once (two-step), or to give the clean
     image that its moving average gives at their end (consistency), after which it serves any number of steps."""
+    rollout: int = 0
+    """DDIM steps that the student makes itself to the image at which its teacher takes over, so that both see the
+    student's errors (needs trajectories online); 0 adds noise to the ground truth. 2 is usual."""
     trajectories: Trajectories = "cache"
     """Where the teacher runs: once before (cache), in the trainer (online), or in actors beside it (stream)."""
     teacher_actors: int = 1
@@ -238,6 +241,12 @@ class DistillConfig:
             not self.progressive or self.trajectories == "online",
             "progressive changes the teacher from stage to stage, but a cache holds one teacher's trajectories, and "
             "actors that stream read ahead of its training; add --trajectories online",
+        )
+        require(self.rollout >= 0, f"rollout is {self.rollout}, but must not be negative; 0 makes no steps")
+        require(
+            not self.rollout or self.trajectories == "online",
+            f"rollout is {self.rollout}, but trajectories from a cache or a stream begin at the ground truth with "
+            "noise, and not where the student is; add --trajectories online",
         )
         require(
             self.trajectories != "stream" or not self.compute.elastic,

@@ -28,13 +28,14 @@ from pipelines.trajectories.crops import Batch, check_crop, plan_record_shards
 from pipelines.trajectories.records import record_spec, to_levels
 from pipelines.trajectories.teachers import StreamingTeacher, teacher_targets
 from pipelines.weights import load_for_inference, load_hashed_network, load_lpips, load_network, save_network
-from reddit_core.diffusion import add_noise, interpret, predict
+from reddit_core.diffusion import eps_from_x_0, interpret, predict
 from reddit_core.losses import distillation_terms, total
 from reddit_core.lpips import Lpips
 from reddit_core.networks import Network, build
 from reddit_core.pixels import signed_from_pixels
 from reddit_core.precision import autocast
 from reddit_core.retinex import reflectance
+from reddit_core.rollout import training_input
 from reddit_core.trajectory import Levels, Targets, consistency_targets, refined_targets, student_steps
 from reddit_core.weights import NetworkFile
 
@@ -93,18 +94,31 @@ class DistillObjective:
     def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         device = context.device
         low, x_0 = signed_from_pixels(batch["low"], device), signed_from_pixels(batch["normal"], device)
-        eps, levels = torch.tensor(batch["eps"], device=device), to_levels(batch, device)
-        z_t = add_noise(x_0, eps, levels.a_t)
+        eps, gain = (torch.tensor(batch[name], device=device) for name in ("eps", "gain"))
+        levels = to_levels(batch, device)
+        z_t = training_input(
+            network,
+            x_0,
+            eps,
+            levels.a_t,
+            num_steps=self.config.rollout,
+            prediction=self.prediction,
+            schedule=self.file.schedule,
+            generator=context.generator,
+            low=low,
+            gain=gain,
+        )
+        if self.config.rollout:
+            eps = eps_from_x_0(z_t, x_0, levels.a_t)  # with which the ground truth would be where the rollout ended
         if set(TARGET_COLUMNS) <= set(batch):
             columns = {name: torch.tensor(batch[name], device=device) for name in TARGET_COLUMNS}
         else:
             assert self.teacher, "records without targets need a teacher"
-            columns = teacher_targets(self.teacher, batch, self.config.optim.precision)
+            columns = teacher_targets(self.teacher, batch, self.config.optim.precision, eps)
         low_reflectance = reflectance(low, self.config.reflectance)
         targets = refined_targets(
             z_t, reflectance=low_reflectance, levels=levels, weight=self.config.refine_weight, **columns
         )
-        gain = torch.tensor(batch["gain"], device=device)
         if self.config.target == "consistency":
             targets = self.consistency(context, targets, z_t, levels, low=low, gain=gain)
         output = network(z_t, levels.a_t, low=low, gain=gain)

@@ -26,11 +26,11 @@ from pipelines.training.stream import StageRecords, Stream
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops
 from pipelines.weights import load_network, save_network
-from reddit_core.diffusion import Estimate, interpret
+from reddit_core.diffusion import interpret
 from reddit_core.losses import dissimilarity, teacher_loss
 from reddit_core.networks import Network, NetworkConfig, build, kind_of
 from reddit_core.pixels import signed_from_pixels
-from reddit_core.rollout import draw_rollout_levels, roll_out
+from reddit_core.rollout import training_input
 from reddit_core.schedule import NoiseSchedule
 from reddit_core.weights import NetworkFile
 
@@ -63,13 +63,18 @@ class TeacherObjective:
         eps = torch.randn(normal.shape, generator=generator, device=device)
         gain = torch.tensor(batch["gain"], device=device)
         prediction = self.config.network_config.prediction
-
-        def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
-            return interpret(network(z, sqrt_alpha_bar, low=low, gain=gain), z, sqrt_alpha_bar, prediction)
-
-        levels = draw_rollout_levels(self.config.schedule, level, self.config.rollout, generator)
-        with torch.no_grad():
-            noisy = roll_out(denoise, normal, eps, levels, low=low, gain=gain)
+        noisy = training_input(
+            network,
+            normal,
+            eps,
+            level,
+            num_steps=self.config.rollout,
+            prediction=prediction,
+            schedule=self.config.schedule,
+            generator=generator,
+            low=low,
+            gain=gain,
+        )
         output = network(noisy, level, low=low, gain=gain)
         error = teacher_loss(output, normal, eps, level, prediction)
         if not self.config.ssim:

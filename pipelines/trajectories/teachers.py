@@ -38,15 +38,19 @@ def target_columns(segment: Segment, levels: Levels) -> dict[str, Tensor]:
     return dict(zip(TARGET_COLUMNS, (segment.x_u, unrefined_x_target(segment, levels)), strict=True))
 
 
-def teacher_targets(network: Network, records: Mapping[str, NDArray[Any]], precision: Precision) -> dict[str, Tensor]:
+def teacher_targets(
+    network: Network, records: Mapping[str, NDArray[Any]], precision: Precision, eps: Tensor | None = None
+) -> dict[str, Tensor]:
     """The `TARGET_COLUMNS` of a batch of records, float64 on the network's device.
 
-    Trajectories `cache`, `online` and `stream` all get their targets here. `records` have their noise (`with_noise`).
+    Trajectories `cache`, `online` and `stream` all get their targets here. `records` have their noise (`with_noise`);
+    `eps` is another one in its place.
     """
     device = next(network.parameters()).device
     low, normal = signed_from_pixels(records["low"], device), signed_from_pixels(records["normal"], device)
-    eps, gain = (torch.tensor(records[name], device=device) for name in ("eps", "gain"))
-    levels = to_levels(records, device)
+    gain, levels = torch.tensor(records["gain"], device=device), to_levels(records, device)
+    if eps is None:
+        eps = torch.tensor(records["eps"], device=device)
 
     def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         with autocast(device, precision):
