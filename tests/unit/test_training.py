@@ -24,6 +24,7 @@ from pipelines.training import checkpoints, runs
 from pipelines.training.distillation import DistillObjective, student_name
 from pipelines.training.loop import Loop, Worker, check_workers, learning_rate
 from pipelines.training.objective import StageContext
+from pipelines.training.precision import in_precision
 from pipelines.training.step_meter import StepMeter
 from pipelines.training.stream import PADDING, rows_per_worker, worker_positions
 from pipelines.training.validation import mean_metric
@@ -300,6 +301,35 @@ def test_a_consistency_student_learns_from_its_own_average(loop: Loop) -> None:
         assert all(parameter.grad is None for parameter in worker.state.ema_network.parameters())
     assert np.isfinite(distances).all()
     assert distances[0] != pytest.approx(distances[1]), "the target does not depend on the average"
+
+
+def test_a_rollout_hands_the_teacher_the_students_own_noisy_image(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config_of(loop), trajectories="online", cache="", pairs="p", rollout=2)
+    objective = DistillObjective(config, None, "")
+    worker = Worker(replace(loop, objective=objective), 0, 1, CPU, None)
+    worker.begin_stage(0)
+    seen: list[tuple[str, torch.Tensor, bool]] = []
+    forward = UNet.forward
+
+    def watched(self: UNet, z: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        role = "teacher" if self is objective.teacher else "student"
+        seen.append((role, z, torch.is_grad_enabled()))
+        return forward(self, z, *args, **kwargs)
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    batch = records(np.arange(BATCH_SIZE))
+    del batch["x_u"], batch["x_target_0"]
+    terms = objective.terms(in_precision(worker.network, CPU, "fp32"), batch, worker.step_context())
+    assert torch.isfinite(terms["loss"]).all()
+    roles = [(role, gradients) for role, _, gradients in seen]
+    assert roles == [*[("student", False)] * 2, *[("teacher", False)] * 2, ("student", True)]
+    of_teacher, of_student = seen[2][1], seen[4][1]
+    torch.testing.assert_close(of_teacher, of_student, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rollout_needs_its_teacher_online() -> None:
+    with pytest.raises(ValueError, match=r"rollout is 2, but trajectories from a cache .* add --trajectories online"):
+        DistillConfig(cache="c", teacher="t", output="o", rollout=2)
 
 
 def test_a_progressive_stage_is_taught_by_the_student_before_it(loop: Loop, tmp_path: Path) -> None:
