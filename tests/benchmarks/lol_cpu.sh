@@ -5,7 +5,7 @@
 set -eu
 source=$1 output=$2
 python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} here=$(dirname "$0")
-pairs=$output/pairs cache=$output/cache students=$output/students
+pairs=$output/pairs students=$output/students
 teacher=$output/teacher/teacher.safetensors
 licence="LOL-v1 states no licence; it was published for research (Wei et al. 2018)"
 
@@ -23,10 +23,9 @@ weights_of() { echo "$output/$1/teacher.safetensors"; }
 teach teacher-128
 teach teacher-160 --init "$(weights_of teacher-128)" --crop 160 --optim.steps 3500 --optim.learning-rate 7e-4
 teach teacher --init "$(weights_of teacher-160)" --crop 160 --rollout 2 --optim.steps 1500 --optim.learning-rate 7e-4
-$python "$jobs/precompute.py" --preset lol-cpu --pairs "$pairs" --teacher "$teacher" --output "$cache" --stages 16,8,4,2 \
-    --compute.threads 1
-$python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --cache "$cache" --teacher "$teacher" --stages 16,8,4,2 \
-    --output "$students" --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
+# With the teacher online, since it takes over where the student is.
+$python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --trajectories online --rollout 2 --teacher "$teacher" \
+    --stages 16,8,4,2 --output "$students" --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
 $python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --compute.threads 1 --tracking.no-enabled \
     --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \

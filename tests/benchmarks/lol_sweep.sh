@@ -2,9 +2,9 @@
 # A sweep over the reflectance and loss weights on LOL-v1's cache, then the best weights at full length beside the
 # authors' published ones (w = 0.8, pixel 1.0) and beside none (w = 0), all judged on the validation split.
 #   tests/benchmarks/lol_sweep.sh PAIRS TEACHER CACHE OUTPUT
-# PAIRS, TEACHER and CACHE are what lol_cpu.sh leaves. The authors' perceptual term (0.6) needs a VGG16 or AlexNet that is
-# not at hand, so it is left out everywhere. Run again, it finishes what is missing. TRIALS, TRIAL_STEPS, JOBS and PYTHON
-# can be set; MLflow is found as always (MLFLOW_TRACKING_URI, else runs/mlflow.db).
+# PAIRS and TEACHER are what lol_cpu.sh leaves, CACHE what precompute makes of them (--stages 16,8,4,2). The authors'
+# perceptual term (0.6) needs a VGG16 or AlexNet that is not at hand, so it is left out everywhere. Run again, it finishes
+# what is missing. TRIALS, TRIAL_STEPS, JOBS and PYTHON can be set; MLflow is found as always (MLFLOW_TRACKING_URI, else runs/mlflow.db).
 set -eu
 pairs=$1 teacher=$2 cache=$3 output=$4
 python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs} precision=${PRECISION:-fp32}
