@@ -109,7 +109,7 @@ class DistillObjective:
             gain=gain,
         )
         if self.config.rollout:
-            eps = eps_from_x_0(z_t, x_0, levels.a_t)  # with which the ground truth would be where the rollout ended
+            eps = eps_from_x_0(z_t, x_0, levels.a_t)  # so that z_t is add_noise(x_0, eps, a_t) again
         if set(TARGET_COLUMNS) <= set(batch):
             columns = {name: torch.tensor(batch[name], device=device) for name in TARGET_COLUMNS}
         else:
