@@ -20,7 +20,7 @@ TASK_CPUS = 1.0
 ROUND = 10_000
 # Files there are pages of memory (tmpfs).
 MEMORY_FOLDER = "/dev/shm"
-MOST_RETRIES = 3
+MOST_RETRIES = 10
 # Ray Data has no other way to say how often an actor's calls are repeated (docs/upgrading.md).
 warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
 
@@ -139,7 +139,7 @@ def actor_pool(compute: ComputeConfig, *, calls: int = 1, in_flight: int | None 
             max_tasks_in_flight_per_actor=in_flight,
             enable_true_multi_threading=calls > 1,
         ),
-        # A process that is killed for memory is killed again at every retry.
+        # Not without limit: a process that is killed for memory is killed again at every retry.
         "max_task_retries": MOST_RETRIES,
         "num_gpus": 1 if gpu else None,
         "num_cpus": None if gpu else compute.cpus_per_worker,

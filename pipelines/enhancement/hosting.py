@@ -32,7 +32,7 @@ from pipelines.enhancement.exporting import (
 from pipelines.reporting import Report
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 from reddit_core.sampler import seeded_noise
-from reddit_core.tone import make_tone, match_tone, thumbnail
+from reddit_core.tone import BLOCK, make_tone, match_tone, thumbnail
 from reddit_core.weights import NetworkFile
 
 METADATA = "config.json"
@@ -41,6 +41,12 @@ NOISE_SIDE = 512
 TOLERANCE = 1e-3
 CHECKED_SIZES = ((64, 96), (61, 83), (130, 47))
 EXAMPLE_SIZE = (61, 83)
+
+
+def whole_thumbnail(unit: Tensor) -> Tensor:
+    """The thumbnail of the whole blocks of an image: a graph that is exported has no others."""
+    rows, columns = (torch.arange(size // BLOCK * BLOCK, device=unit.device) for size in unit.shape[-2:])
+    return thumbnail(unit[:, :, rows][:, :, :, columns])
 
 
 class Prepare(nn.Module):
@@ -54,11 +60,12 @@ class Prepare(nn.Module):
         self.register_buffer("noise", seeded_noise((1, 3, NOISE_SIDE, NOISE_SIDE), seed))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low = signed_from_unit(image.clamp(0, 1))
+        unit = image.clamp(0, 1)  # once: onnxscript joins two equal clamps, and loses the limits of the second
+        low = signed_from_unit(unit)
         rows, columns = (self.mirrored(size, low.device) for size in low.shape[-2:])
         down, across = (torch.arange(index.shape[0], device=low.device) % NOISE_SIDE for index in (rows, columns))
         fixed = torch.full_like(low[:, 0, 0, 0], self.gain or 1.0)
-        gain = fixed if self.brightness is None else make_tone(thumbnail(image.clamp(0, 1)), self.brightness).gain
+        gain = fixed if self.brightness is None else make_tone(whole_thumbnail(unit), self.brightness).gain
         return self.noise[:, :, down][:, :, :, across], low[:, :, rows][:, :, :, columns], gain
 
     def mirrored(self, size: int, device: torch.device) -> Tensor:
@@ -93,7 +100,7 @@ class Finish(nn.Module):
         whole = enhanced[:, :, height][:, :, :, width]
         tone = None
         if self.brightness is not None:
-            tone = make_tone(thumbnail(image.clamp(0, 1)), self.brightness, weights=self.contrast)
+            tone = make_tone(whole_thumbnail(image.clamp(0, 1)), self.brightness, weights=self.contrast)
         return unit_from_signed(match_tone(whole, tone)).clamp(0, 1)
 
 
@@ -150,14 +157,16 @@ def to_host_onnx(program: HostProgram, opset: int) -> bytes:
     """
     import onnx  # noqa: PLC0415 - of an extra that only this job needs
 
-    free = {2: Dim("height", min=2, max=2**14), 3: Dim("width", min=2, max=2**14)}
+    # Two blocks of the mean luma each way at least: torch's program would be another one for a single block.
+    least = 2 * BLOCK
+    free = {2: Dim("height", min=least, max=2**14), 3: Dim("width", min=least, max=2**14)}
     multiples = {axis: program.multiple * Dim(name, min=2, max=2**12) for axis, name in ((2, "rows"), (3, "columns"))}
     image = torch.rand((1, 3, *EXAMPLE_SIZE), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         inputs = program.prepare(image)
         enhanced = program.network(*inputs)
     names = ["noise", "low", "gain"]
-    padded = {2: Dim("padded_height", min=2, max=2**14), 3: Dim("padded_width", min=2, max=2**14)}
+    padded = {2: Dim("padded_height", min=least, max=2**14), 3: Dim("padded_width", min=least, max=2**14)}
     parts = [
         part_of(program.prepare, (image,), (free,), ["input"], names, opset),
         part_of(program.network, inputs, (multiples, multiples, None), names, ["enhanced"], opset),

@@ -71,7 +71,7 @@ def test_a_job_that_is_stopped_resumes_when_it_is_submitted_again(head: Head, da
 
     output = head.submit("second", command)
     assert head.status("second") == "SUCCEEDED" and (run / "teacher.safetensors").exists()
-    shown = [int(step) for step in re.findall(r"step (\d+)/1500", output)]
+    shown = [int(step) for step in re.findall(r"(\d+)/1500 steps", output)]
     assert reached < min(shown) and max(shown) == 1500
     assert "already trained" in head.submit("third", command)
 
