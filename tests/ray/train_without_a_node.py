@@ -19,7 +19,8 @@ from pipelines.training import runs, teacher
 from tests.ray.processes import started, wait_until
 from tests.ray.tiny import UNET
 
-STEPS = {"fixed": 200, "elastic": 1500}
+# Elastic: long enough for a new node to be taken in, which Ray Train looks for once a minute.
+STEPS = {"fixed": 200, "elastic": 5000}
 
 
 def trains(raylet: int) -> bool:
