@@ -20,6 +20,7 @@ TASK_CPUS = 1.0
 ROUND = 10_000
 # Files there are pages of memory (tmpfs).
 MEMORY_FOLDER = "/dev/shm"
+# Until Ray finds a node dead, calls to its actors fail and are repeated: three were used up before that.
 MOST_RETRIES = 10
 # Ray Data has no other way to say how often an actor's calls are repeated (docs/upgrading.md).
 warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)

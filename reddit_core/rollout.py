@@ -91,6 +91,9 @@ def training_input(
         low, gain: as for the network.
     """
 
+    if not num_steps:
+        return add_noise(x_0, eps, sqrt_alpha_bar)
+
     def denoise(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Estimate:
         return interpret(forward(z, sqrt_alpha_bar, low=low, gain=gain), z, sqrt_alpha_bar, prediction)
 

@@ -43,10 +43,10 @@ class Tone(NamedTuple):
     contrast: Float[Tensor, " b"] | None
 
 
-def thumbnail(image_unit: Float[Tensor, "b 3 h w"]) -> Float64[Tensor, "b n"]:
-    """Luma of images in [0, 1], averaged over blocks of `BLOCK` x `BLOCK` pixels."""
+def thumbnail(image_unit: Float[Tensor, "b 3 h w"], *, partial: bool = True) -> Float64[Tensor, "b n"]:
+    """Luma of images in [0, 1], averaged over blocks of `BLOCK` x `BLOCK` pixels; `partial` ones at the edges too."""
     # A graph that is exported takes whole blocks only, which multiples of the network's size have.
-    partial = not torch.compiler.is_exporting()
+    partial = partial and not torch.compiler.is_exporting()
     return functional.avg_pool2d(gray(image_unit), BLOCK, ceil_mode=partial).flatten(1).double()
 
 

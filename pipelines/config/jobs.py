@@ -22,6 +22,7 @@ from pipelines.config.parts import (
     Trajectories,
     check_brightness_jitter,
     check_min_scale,
+    check_rollout,
     check_stages,
     make_absolute,
     reject_unused,
@@ -147,7 +148,7 @@ class TeacherConfig:
             f"crop is {self.crop}, but must be a positive multiple of the network's {multiple}",
         )
         require(self.ssim >= 0, f"ssim is {self.ssim}, but must not be negative; 0 leaves the term out")
-        require(self.rollout >= 0, f"rollout is {self.rollout}, but must not be negative; 0 makes no steps")
+        check_rollout(self.rollout)
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)
         check_brightness_jitter(self.brightness_jitter, self.network_config)
@@ -242,7 +243,7 @@ class DistillConfig:
             "progressive changes the teacher from stage to stage, but a cache holds one teacher's trajectories, and "
             "actors that stream read ahead of its training; add --trajectories online",
         )
-        require(self.rollout >= 0, f"rollout is {self.rollout}, but must not be negative; 0 makes no steps")
+        check_rollout(self.rollout)
         require(
             not self.rollout or self.trajectories == "online",
             f"rollout is {self.rollout}, but trajectories from a cache or a stream begin at the ground truth with "

@@ -297,6 +297,10 @@ def check_min_scale(min_scale: float) -> None:
     require(0 < min_scale <= 1, f"min_scale is {min_scale}, but must be in (0, 1]; 1 leaves images as they are")
 
 
+def check_rollout(rollout: int) -> None:
+    require(rollout >= 0, f"rollout is {rollout}, but must not be negative; 0 makes no steps")
+
+
 def check_stages(stages: tuple[int, ...]) -> None:
     """Rejects stages that are not falling even numbers: the steps of each stage's teacher, whose student has half."""
     for stage in stages:

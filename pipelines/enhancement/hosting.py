@@ -43,12 +43,6 @@ CHECKED_SIZES = ((64, 96), (61, 83), (130, 47))
 EXAMPLE_SIZE = (61, 83)
 
 
-def whole_thumbnail(unit: Tensor) -> Tensor:
-    """The thumbnail of the whole blocks of an image: a graph that is exported has no others."""
-    rows, columns = (torch.arange(size // BLOCK * BLOCK, device=unit.device) for size in unit.shape[-2:])
-    return thumbnail(unit[:, :, rows][:, :, :, columns])
-
-
 class Prepare(nn.Module):
     """What the network is given for an image: noise, the image with margins, and its exposure gain."""
 
@@ -60,12 +54,13 @@ class Prepare(nn.Module):
         self.register_buffer("noise", seeded_noise((1, 3, NOISE_SIDE, NOISE_SIDE), seed))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # `partial=False`, here and in the last part: a graph that is exported takes whole blocks, at any size.
         unit = image.clamp(0, 1)  # once: onnxscript joins two equal clamps, and loses the limits of the second
         low = signed_from_unit(unit)
         rows, columns = (self.mirrored(size, low.device) for size in low.shape[-2:])
         down, across = (torch.arange(index.shape[0], device=low.device) % NOISE_SIDE for index in (rows, columns))
         fixed = torch.full_like(low[:, 0, 0, 0], self.gain or 1.0)
-        gain = fixed if self.brightness is None else make_tone(whole_thumbnail(unit), self.brightness).gain
+        gain = fixed if self.brightness is None else make_tone(thumbnail(unit, partial=False), self.brightness).gain
         return self.noise[:, :, down][:, :, :, across], low[:, :, rows][:, :, :, columns], gain
 
     def mirrored(self, size: int, device: torch.device) -> Tensor:
@@ -100,7 +95,7 @@ class Finish(nn.Module):
         whole = enhanced[:, :, height][:, :, :, width]
         tone = None
         if self.brightness is not None:
-            tone = make_tone(whole_thumbnail(image.clamp(0, 1)), self.brightness, weights=self.contrast)
+            tone = make_tone(thumbnail(image.clamp(0, 1), partial=False), self.brightness, weights=self.contrast)
         return unit_from_signed(match_tone(whole, tone)).clamp(0, 1)
 
 
