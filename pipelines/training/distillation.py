@@ -34,7 +34,7 @@ from reddit_core.lpips import Lpips
 from reddit_core.networks import Network, build
 from reddit_core.pixels import signed_from_pixels
 from reddit_core.precision import autocast
-from reddit_core.retinex import reflectance
+from reddit_core.retinex import refinement_reflectance
 from reddit_core.rollout import training_input
 from reddit_core.trajectory import Levels, Targets, consistency_targets, refined_targets, student_steps
 from reddit_core.weights import NetworkFile
@@ -115,9 +115,9 @@ class DistillObjective:
         else:
             assert self.teacher, "records without targets need a teacher"
             columns = teacher_targets(self.teacher, batch, self.config.optim.precision, eps)
-        low_reflectance = reflectance(low, self.config.reflectance)
+        target_reflectance = refinement_reflectance(low, columns["x_u"], self.config.reflectance)
         targets = refined_targets(
-            z_t, reflectance=low_reflectance, levels=levels, weight=self.config.refine_weight, **columns
+            z_t, reflectance=target_reflectance, levels=levels, weight=self.config.refine_weight, **columns
         )
         if self.config.target == "consistency":
             targets = self.consistency(context, targets, z_t, levels, low=low, gain=gain)

@@ -10,7 +10,15 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from reddit_core.brightness import gray
-from reddit_core.retinex import ReflectanceConfig, blur, illumination, noise_map, reflectance
+from reddit_core.retinex import (
+    ReflectanceConfig,
+    blur,
+    illumination,
+    match_brightness,
+    noise_map,
+    refinement_reflectance,
+    reflectance,
+)
 
 CONFIG = ReflectanceConfig()
 Photographs = dict[str, NDArray[np.uint8]]
@@ -89,3 +97,29 @@ def test_released_quotient_on_flat_surfaces() -> None:
 def test_a_floor_outside_the_range_is_refused(floor: float) -> None:
     with pytest.raises(ValueError, match=rf"reflectance floor is {floor}, but must be in \(0, 1\]; 1/255 is usual"):
         ReflectanceConfig(floor=floor)
+
+
+def test_smoothing_removes_noise_that_subtraction_leaves(photographs: Photographs) -> None:
+    clean = 0.05 + 0.2 * as_unit(photographs)
+    noisy = clean + 0.01 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for noise in ("subtracted", "smoothed"):
+        config = ReflectanceConfig(noise=noise)
+        difference = reflectance(noisy * 2 - 1, config) - reflectance(clean * 2 - 1, config)
+        errors[noise] = difference.square().mean()
+    assert errors["smoothed"] < 0.05 * errors["subtracted"]
+
+
+def test_reflectance_is_brought_to_the_teachers_brightness(photographs: Photographs) -> None:
+    unit = as_unit(photographs)
+    low, x_u = unit * 0.1 * 2 - 1, unit * 0.4 * 2 - 1
+    own, matched = (refinement_reflectance(low, x_u, ReflectanceConfig(brightness=name)) for name in ("own", "teacher"))
+    assert torch.equal(own, reflectance(low, CONFIG))
+    luma = [gray((image + 1) / 2).mean(dim=(1, 2, 3)) for image in (matched, x_u)]
+    torch.testing.assert_close(luma[0], luma[1])
+    assert torch.equal(match_brightness(flat(-1, -1, -1), flat(1, 1, 1)), flat(-1, -1, -1))
+
+
+def test_the_released_range_refuses_to_smooth() -> None:
+    with pytest.raises(ValueError, match=r"noise is smoothed, but the released range subtracts it; use .* unit"):
+        ReflectanceConfig(range="released", noise="smoothed")
