@@ -114,6 +114,9 @@ class TeacherConfig:
     """The noise schedule; recorded with the weights."""
     ssim: float = 0.0
     """Weight of 1 - SSIM of the clean image that the output stands for, beside the squared error; 0.1 is usual."""
+    detail: float = 0.0
+    """Weight of a term that asks for as much fine detail as the ground truth has, times the level's share of signal
+    (alpha_bar), so that detail is made in the last of many steps; 0.3 is usual, late in training."""
     rollout: int = 0
     """DDIM steps that the network makes itself, from a noisier level, to the noisy image that it is trained on, so that
     it learns to correct its own errors; 0 adds noise to the ground truth. 2 is usual, late in training."""
@@ -147,7 +150,9 @@ class TeacherConfig:
             self.crop > 0 and self.crop % multiple == 0,
             f"crop is {self.crop}, but must be a positive multiple of the network's {multiple}",
         )
-        require(self.ssim >= 0, f"ssim is {self.ssim}, but must not be negative; 0 leaves the term out")
+        for name in ("ssim", "detail"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}, but must not be negative; 0 leaves the term out")
         check_rollout(self.rollout)
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)

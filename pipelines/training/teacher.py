@@ -27,7 +27,7 @@ from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.crops import Batch, RecordShard, derive_seed, gather, load_crops
 from pipelines.weights import load_network, save_network
 from reddit_core.diffusion import interpret
-from reddit_core.losses import dissimilarity, teacher_loss
+from reddit_core.losses import detail_loss, dissimilarity, teacher_loss
 from reddit_core.networks import Network, NetworkConfig, build, kind_of
 from reddit_core.pixels import signed_from_pixels
 from reddit_core.rollout import training_input
@@ -77,10 +77,17 @@ class TeacherObjective:
         )
         output = network(noisy, level, low=low, gain=gain)
         error = teacher_loss(output, normal, eps, level, prediction)
-        if not self.config.ssim:
+        if not self.config.ssim and not self.config.detail:
             return {"loss": error}
-        unlike = dissimilarity(interpret(output, noisy, level, prediction).x_0, normal)
-        return {"loss": error + self.config.ssim * unlike, "error": error, "ssim": unlike}
+        terms = {"loss": error, "error": error}
+        x_0 = interpret(output, noisy, level, prediction).x_0
+        if self.config.ssim:
+            terms["ssim"] = dissimilarity(x_0, normal)
+            terms["loss"] = terms["loss"] + self.config.ssim * terms["ssim"]
+        if self.config.detail:
+            terms["detail"] = detail_loss(x_0, normal)
+            terms["loss"] = terms["loss"] + self.config.detail * level.square().float() * terms["detail"]
+        return terms
 
     def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         return self.validation.judge(self.weights(network), self.config.validation_steps)

@@ -7,6 +7,7 @@ from torch import Tensor
 from reddit_core.diffusion import Estimate, add_noise, per_image, v_from
 from reddit_core.losses import (
     LossWeights,
+    detail_loss,
     dissimilarity,
     distillation_terms,
     mse_per_sample,
@@ -131,3 +132,21 @@ def test_dissimilarity_is_one_minus_ssim() -> None:
     estimate, eps = Estimate(x_0=image, eps=image), image
     terms = distillation_terms(estimate, Targets(x=image, eps=eps), image, eps, LossWeights(ssim=0.5))
     assert set(terms) == {"distill", "pixel", "ssim"}
+
+
+def test_detail_is_counted_wherever_it_lies() -> None:
+    generator = torch.Generator().manual_seed(0)
+    texture = 0.1 * torch.randn(1, 3, 24, 24, generator=generator)
+    elsewhere = 0.1 * torch.randn(1, 3, 24, 24, generator=generator)
+    assert detail_loss(texture, texture).item() == pytest.approx(0, abs=1e-6)
+    # As much detail in other places is nearly as good, which squared errors would call twice as bad as none.
+    assert detail_loss(elsewhere, texture) < 0.05
+    none = detail_loss(torch.zeros_like(texture), texture)
+    assert none > 0.8 > detail_loss(0.3 * texture, texture) > 0.2
+    assert detail_loss(3 * texture, texture).item() == pytest.approx(detail_loss(texture, 3 * texture).item())
+
+
+def test_detail_has_finite_gradients_where_there_is_none() -> None:
+    blank = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    detail_loss(blank, torch.zeros(1, 3, 8, 8)).sum().backward()
+    assert blank.grad is not None and torch.isfinite(blank.grad).all()
