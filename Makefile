@@ -8,7 +8,7 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo serve check test test-all lint ui clean
+.PHONY: install demo serve check test test-all lint style types unit-tests quick-tests all-tests ui clean
 
 install: $(STAMP)
 
@@ -24,18 +24,32 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/python jobs/serve.py
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
 
-check: $(STAMP) lint
+# Beside the tests, because mypy keeps one core busy, for half a minute where it has no cache.
+check: style
+	$(MAKE) --no-print-directory --jobs 2 types unit-tests
+
+test: style
+	$(MAKE) --no-print-directory --jobs 2 types quick-tests
+
+test-all: style
+	$(MAKE) --no-print-directory --jobs 2 types all-tests
+
+unit-tests: $(STAMP)
 	$(PYTEST) tests/unit
 
-test: $(STAMP) lint
+quick-tests: $(STAMP)
 	$(PYTEST)
 
-test-all: $(STAMP) lint
+all-tests: $(STAMP)
 	$(PYTEST) -m ''
 
 ui: $(STAMP)
