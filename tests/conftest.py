@@ -98,6 +98,11 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never somebody's own cluster
         patch.setenv("RAY_worker_niceness", "0")  # as urgent as the tests that wait for them
+        # Without processes that no test needs: workers before there is work, and what watches for machines of a cloud
+        # that are about to be taken away.
+        patch.setenv("RAY_enable_worker_prestart", "0")
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         cluster.start_ray()
         yield
         ray.shutdown()
