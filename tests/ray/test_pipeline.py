@@ -22,8 +22,7 @@ from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking import OFF
 from pipelines.training import distillation, teacher
 from pipelines.training.distillation import distill, make_stream
-from pipelines.training.loop import Loop, Worker
-from pipelines.training.stream import Stream, make_dataset
+from pipelines.training.stream import make_dataset
 from pipelines.training.teacher import train_teacher
 from pipelines.trajectories.caches import find_cache
 from pipelines.trajectories.precompute import plan_precompute, precompute
@@ -32,6 +31,7 @@ from pipelines.weights import load_hashed_network, load_network
 from tests.ray.files import contents, flip_bit
 from tests.ray.processes import JobProcess, started, wait_until
 from tests.ray.tiny import NUM_TRAIN, ONE_THREAD, SEGMENT, UNET, Tiny
+from tests.ray.training import train_here
 
 # Of the tiny teacher.
 TEACHER_FLAGS = """--network sr3-unet --unet.base-channels 8 --unet.channel-mults 1 2 --unet.num-res-blocks 1
@@ -39,17 +39,6 @@ TEACHER_FLAGS = """--network sr3-unet --unet.base-channels 8 --unet.channel-mult
     --optim.ema-decay 0.9 --compute.threads 1 --checkpoint.every 4 --checkpoint.validate-every 0
     --tracking.no-enabled"""
 TWO_WORKERS = TrainingComputeConfig(workers=2, cpus_per_worker=0.5, threads=1)
-
-
-def train_here(loop: Loop, stream: Stream) -> None:
-    """Trains in this process, as a single worker does, but without Ray and its data; leaves the weights."""
-    worker = Worker(loop, 0, 1, torch.device("cpu"), None)
-    for step in range(loop.num_steps):
-        if step % stream.steps == 0:
-            worker.begin_stage(step // stream.steps)
-        worker.step(stream.load(step, step + 1, 0, 1))
-        if worker.state.step == stream.steps:
-            loop.objective.save(worker.state.stage_index, worker.state.ema_network, {})
 
 
 def train_killed(config: TeacherConfig, ray_address: str = "") -> None:

@@ -21,11 +21,14 @@ from pipelines import tracking
 from pipelines.config.jobs import TuneConfig
 from pipelines.config.parts import StudentTrackingConfig, TrainingComputeConfig
 from pipelines.search import tune as search
+from pipelines.search.sweep import Sweep
 from pipelines.search.tune import plan_tune, tune
 from pipelines.training import distillation
 from pipelines.training.objective import StageContext, StepContext
+from pipelines.weights import load_network
 from reddit_core.networks.sr3_unet import UNet
 from tests.ray.processes import JobProcess, started
+from tests.ray.training import train_here
 
 pytestmark = pytest.mark.xdist_group("mlflow")  # with the others that need the server
 SPACE = ("refine_weight=uniform(0,1)", "optim.learning_rate=loguniform(1e-7,1e-2)")
@@ -78,6 +81,10 @@ def test_a_sweep_leaves_trials_a_table_plots_and_the_best_configuration(inputs, 
     for row in rows:
         check_trial(mlflow_server.uri, runs[f"{output}/trials/{row['trial']}"], parent.info.run_id, row)
 
+    # As if its students were there already; that it trains them is shown by a test below.
+    full = Sweep(config).full_config(values)
+    stream = distillation.make_stream(full)
+    train_here(distillation.make_loop(full, tracking.OFF, stream.teacher_sha256), stream)
     then = tune(replace(config, then_distill=True))
     assert then.rows == report.rows
     runs = runs_by_name(mlflow_server.uri, "sweep")
@@ -157,6 +164,32 @@ def test_no_trial_holds_or_runs_a_teacher(inputs, monkeypatch: pytest.MonkeyPatc
         terms = objective.terms(student, batch, context)
         assert torch.isfinite(terms["loss"]).all()
         assert (len(evaluated), evaluated.count(student)) == (networks, 1)
+
+
+@pytest.mark.slow  # a third training; the first test has all but that its last one is made through Ray
+def test_a_sweep_distils_its_best_configuration_at_full_length(inputs, mlflow_server) -> None:
+    track = StudentTrackingConfig(uri=mlflow_server.uri, experiment="then-distil", model="")
+    base = inputs.distillation(output=str(inputs.root / "full"), tracking=track)
+    output = str(inputs.root / "then-distil")
+    report = tune(
+        TuneConfig(
+            distill=base,
+            output=output,
+            space=SPACE,
+            trials=1,
+            trial_steps=2,
+            concurrent=1,
+            asha=False,
+            then_distill=True,
+        )
+    )
+    assert report.facts["then_distill"] == "Students"
+    facts = load_network(f"{base.output}/student-2.safetensors").facts
+    assert facts["config"]["optim"]["steps"] == 6
+    runs = runs_by_name(mlflow_server.uri, "then-distil")
+    run = runs[base.output]
+    assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", runs[output].info.run_id)
+    assert run.data.metrics["validation/psnr"] == pytest.approx(facts["validation"]["psnr"])
 
 
 @pytest.mark.slow
