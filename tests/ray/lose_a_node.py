@@ -32,7 +32,7 @@ def main() -> None:
         pairs=pairs,
         teacher=teacher,
         output=output,
-        stages=(4, 2),
+        stages=(4,),
         segment=SegmentConfig(crop=32, crops=40),
         records_per_shard=12,
         batch_size=4,

@@ -25,7 +25,7 @@ from pipelines.enhancement.enhance import enhance, plan_enhance
 from pipelines.enhancement.enhancer import Enhancer
 from pipelines.enhancement.photo_files import read_photograph
 from pipelines.enhancement.work import Work
-from pipelines.weights import load_network, save_network
+from pipelines.weights import load_network, load_student, save_network
 from reddit_core.networks.sr3_unet import UNet
 from reddit_core.sampler import enhance as enhance_untiled
 from reddit_core.weights import NetworkFile
@@ -155,8 +155,8 @@ def test_a_killed_job_is_finished_by_a_rerun(
     for number in range(12):
         Image.fromarray(np.roll(low, number, axis=1)).save(source / f"{number:02d}.png")
     config = EnhanceConfig(source=str(source), output=str(output), weights=weights, compute=ONE_THREAD)
-    whole = replace(config, output=str(tmp_path / "whole"))
-    enhance(whole)
+    student = load_student(weights)
+    expected = {path.name: student.enhance(np.asarray(Image.open(path))) for path in source.iterdir()}
     # Named pipes that nobody writes to hold the job at two photographs, while it finishes the others.
     kept = {source / name: (source / name).read_bytes() for name in held}
     for path in kept:
@@ -175,7 +175,7 @@ def test_a_killed_job_is_finished_by_a_rerun(
     assert {name: (output / name).stat().st_mtime_ns for name in done} == written
     assert len(finished(output)) == 12
     for name in finished(output):
-        assert (output / name).read_bytes() == Path(whole.output, name).read_bytes(), name
+        np.testing.assert_array_equal(np.asarray(Image.open(output / name)), expected[name], name)
 
 
 def test_a_killed_actor_is_restarted_and_ray_does_not_say_that_it_could_not_be(

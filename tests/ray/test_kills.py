@@ -17,15 +17,19 @@ from tests.ray.files import contents
 from tests.ray.processes import PATIENCE_S, ROOT, started, wait_until
 from tests.ray.tiny import NUM_TRAIN, Tiny
 
-CROPS = 40
+CROPS, NUM_SHARDS = 40, 20
 
 
 @pytest.fixture(scope="module")
 def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> PrecomputeConfig:
-    """A cache of forty shards that was made without trouble."""
+    """A cache of twenty shards that was made without trouble."""
     output = str(tmp_path_factory.mktemp("kills") / "whole")
     config = tiny.precompute(
-        output=output, segment=SegmentConfig(crop=32, crops=CROPS), records_per_shard=12, batch_size=4
+        output=output,
+        stages=(4,),
+        segment=SegmentConfig(crop=32, crops=CROPS),
+        records_per_shard=12,
+        batch_size=4,
     )
     precompute(config)
     return config
@@ -44,7 +48,7 @@ def check_same(config: PrecomputeConfig, whole: PrecomputeConfig) -> None:
         for entry in shards.read_manifest(str(url), "trajectories").shards
         for seed in shards.read_shard(str(url), entry).column("seed").to_pylist()
     ]
-    assert len(seeds) == len(set(seeds)) == 2 * NUM_TRAIN * CROPS
+    assert len(seeds) == len(set(seeds)) == NUM_TRAIN * CROPS
 
 
 def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: Path) -> None:
@@ -56,7 +60,7 @@ def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: P
     actor.kill()
     done = num_shards(config)
     job.join(PATIENCE_S)
-    assert not job.is_alive() and done < 40
+    assert not job.is_alive() and done < NUM_SHARDS
     check_same(config, whole)
 
 
@@ -64,7 +68,7 @@ def test_a_killed_teacher_actor_is_replaced(whole: PrecomputeConfig, tmp_path: P
 def test_several_rounds_make_the_same_shards(
     whole: PrecomputeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ROUND", 15)
+    monkeypatch.setattr(cluster, "ROUND", 8)
     config = replace(whole, output=str(tmp_path / "cache"))
     precompute(config)
     check_same(config, whole)
@@ -77,5 +81,5 @@ def test_the_rest_of_the_cluster_takes_over_from_a_killed_node(whole: Precompute
     result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     (done,) = re.findall(r"killed the node after (\d+) shards", result.stdout)
-    assert int(done) < 40, "it was killed when there was nothing left to do"
+    assert int(done) < NUM_SHARDS, "it was killed when there was nothing left to do"
     check_same(config, whole)
