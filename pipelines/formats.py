@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import posixpath
+import struct
 
 import tifffile
 from PIL import features
@@ -68,8 +69,8 @@ def is_raw(data: bytes) -> bool:
             main = file.pages[0].aspage()
             pages = [main, *(page.aspage() for page in main.pages or ())]
             return DNG_VERSION in main.tags or any(page.tags.valueof(PHOTOMETRIC) in SENSOR_COLOURS for page in pages)
-    except (ValueError, IndexError, KeyError, TypeError, tifffile.TiffFileError):  # damage, which decoding names
-        return False
+    except (ValueError, IndexError, KeyError, TypeError, struct.error, tifffile.TiffFileError):
+        return False  # damage, which decoding names
 
 
 def is_heif(data: bytes) -> bool:

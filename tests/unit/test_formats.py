@@ -162,6 +162,7 @@ def test_cameras_are_told_by_their_files_first_bytes(start: bytes, name: str) ->
 def test_a_plain_tiff_is_no_raw_file(image: NDArray[np.uint8]) -> None:
     assert not formats.is_raw(encode(image, "TIFF"))
     assert not formats.is_raw(b"II*\0 and then nothing of a TIFF")
+    assert not formats.is_raw(b"II*\0\x08")  # cut off within its header
 
 
 @pytest.mark.parametrize("deep", [False, True])
