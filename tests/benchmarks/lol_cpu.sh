@@ -19,13 +19,17 @@ teach() {
 }
 weights_of() { echo "$output/$1/teacher.safetensors"; }
 
-# Crops that grow, then inputs that the network has made itself: each part is a cosine of its own.
+# Crops that grow, then inputs that the network has made itself, then detail: each part is a cosine of its own.
 teach teacher-128
 teach teacher-160 --init "$(weights_of teacher-128)" --crop 160 --optim.steps 3500 --optim.learning-rate 7e-4
-teach teacher --init "$(weights_of teacher-160)" --crop 160 --rollout 2 --optim.steps 1500 --optim.learning-rate 7e-4
+teach teacher-rollout --init "$(weights_of teacher-160)" --crop 160 --rollout 2 --optim.steps 1500 --optim.learning-rate 7e-4
+teach teacher-detail --init "$(weights_of teacher-rollout)" --crop 160 --rollout 2 --ssim 1 --detail 0.08 \
+    --optim.steps 1000 --optim.learning-rate 5e-4
+[ -f "$teacher" ] || $python "$here/mean_weights.py" "$teacher" \
+    0.65="$(weights_of teacher-detail)" 0.35="$(weights_of teacher-rollout)"
 # With the teacher online, since it takes over where the student is.
 $python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --trajectories online --rollout 2 --teacher "$teacher" \
-    --stages 16,8,4,2 --output "$students" --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
+    --stages 16,8,4,2 --output "$students" --refine-weight 0 --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
 $python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --compute.threads 1 --tracking.no-enabled \
     --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \
