@@ -1,6 +1,6 @@
 """A network that sees an image piece by piece, yet normalizes each piece as it would the whole image.
 
-GroupNorm and self-attention look at all positions at once. On a tile alone they see another mean and
+GroupNorm, self-attention and global means look at all positions at once. On a tile alone they see another mean and
 variance than on the image, and the result differs by as much as 16 of 255 levels, tile by tile. Here all
 tiles share one set of statistics. A pass called `sample` finds them: patches from all over the image run as one batch,
 and every norm takes its statistics over the inner parts of all of them, so that the borders of patches do not bias
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reddit_core.networks import LocalLayer, Network
-from reddit_core.networks.layers import SelfAttention
+from reddit_core.networks.layers import GlobalMean, SelfAttention
 
 Phase = Literal["sample", "apply"]
 # Layers that do not look at the whole image; a network's own come from LocalLayer, or have such children.
@@ -123,6 +123,19 @@ class SharedAttention(nn.Module):
         return result
 
 
+class SharedMean(nn.Module):
+    """The mean over the sample, for every piece."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+        if self.state.phase == "sample":
+            self.sampled = self.state.counted(features).mean(dim=(0, 2, 3))
+        return self.sampled.expand(len(features), -1)
+
+
 def positions_of(projected: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c"]:
     return projected.permute(0, 2, 3, 1).flatten(0, 2)
 
@@ -177,6 +190,8 @@ def _replace_global_layers(network: Network, state: State) -> None:
             shared = SharedNorm(layer, state)
         elif isinstance(layer, SelfAttention):
             shared = SharedAttention(layer, state)
+        elif isinstance(layer, GlobalMean):
+            shared = SharedMean(state)
         else:
             raise ValueError(
                 f"layer {name} ({type(layer).__name__}) looks at the whole image, but tiles cannot share its "

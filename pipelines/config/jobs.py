@@ -33,12 +33,15 @@ from reddit_core.losses import LossWeights
 from reddit_core.networks import NetworkConfig
 from reddit_core.networks.film_unet import FilmUNetConfig
 from reddit_core.networks.sr3_unet import UNetConfig
+from reddit_core.networks.local_curve import LocalCurveConfig
 from reddit_core.precision import Precision
 from reddit_core.retinex import ReflectanceConfig
 from reddit_core.schedule import NoiseSchedule
 
 Layout = Literal["lolv1", "lolv2-real", "lolv2-synthetic", "lsrw", "sid", "smid", "sdsd", "folders", "table", "degrade"]
 
+# The part of TeacherConfig that holds the config of each kind of network.
+NETWORK_PARTS = {"film-unet": "film", "sr3-unet": "unet", "local-curve": "curve"}
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -104,13 +107,16 @@ class TeacherConfig:
     """URL of the pair dataset."""
     output: str
     """URL of the run: checkpoints, teacher.safetensors and report.json."""
-    network: Literal["film-unet", "sr3-unet"] = "film-unet"
-    """Kind of network: film-unet predicts the clean image and is told the exposure gain; sr3-unet is as released."""
+    network: Literal["film-unet", "sr3-unet", "local-curve"] = "film-unet"
+    """Kind of network: film-unet predicts the clean image and is told the exposure gain; sr3-unet is as released;
+    local-curve is a light regressor, with levels noisiest."""
     film: FilmUNetConfig = field(default_factory=FilmUNetConfig)
     """The network, if it is a film-unet."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """The network, if it is an sr3-unet."""
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    curve: LocalCurveConfig = field(default_factory=LocalCurveConfig)
+    """The network, if it is a local-curve."""
     """The noise schedule; recorded with the weights."""
     ssim: float = 0.0
     """Weight of 1 - SSIM of the clean image that the output stands for, beside the squared error; 0.1 is usual."""
@@ -140,9 +146,10 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         make_absolute(self, "pairs", "output", "init")
-        for part, kind, default in (("film", "film-unet", FilmUNetConfig()), ("unet", "sr3-unet", UNetConfig())):
+        for kind, part in NETWORK_PARTS.items():
+            config = getattr(self, part)
             require(
-                self.network == kind or getattr(self, part) == default,
+                self.network == kind or config == type(config)(),
                 f"{part} has settings, but the network is {self.network}; leave them out, or add --network {kind}",
             )
         multiple = self.network_config.size_multiple
@@ -161,7 +168,8 @@ class TeacherConfig:
     @property
     def network_config(self) -> NetworkConfig:
         """The config of the chosen kind of network."""
-        return self.film if self.network == "film-unet" else self.unet
+        config: NetworkConfig = getattr(self, NETWORK_PARTS[self.network])
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import ray.data
@@ -31,6 +31,8 @@ CHECKPOINTS_KEPT = "the checkpoints before are kept"
 READY_BYTES = 2**29
 # Settings that may differ when a run is resumed, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
+# Settings that are younger than runs that shall resume, recorded only where they are not at their defaults.
+LATER_SETTINGS = ("levels", "curve")
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
 Settings = Mapping[str, Any]
@@ -39,7 +41,17 @@ Settings = Mapping[str, Any]
 def learned_settings(config: Any) -> dict[str, Any]:
     """The resolved settings that determine what is learned, as JSON would return them, without credentials in URLs."""
     resolved = redact_tree(as_json(config))
-    return {name: value for name, value in resolved.items() if name not in FREE_SETTINGS}
+    omitted = {*FREE_SETTINGS, *(name for name in LATER_SETTINGS if is_at_default(config, name))}
+    return {name: value for name, value in resolved.items() if name not in omitted}
+
+
+def is_at_default(config: Any, name: str) -> bool:
+    """Whether a config has a setting, or a part, of this name, at its default."""
+    for field in fields(config):
+        if field.name == name:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            return bool(getattr(config, name) == default)
+    return False
 
 
 def recorded_settings(config: Any) -> dict[str, Any]:

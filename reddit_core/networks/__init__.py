@@ -5,6 +5,7 @@ from typing import Any
 
 from reddit_core.networks.film_unet import FilmUNet, FilmUNetConfig
 from reddit_core.networks.interface import LocalLayer, Network, NetworkConfig, Prediction
+from reddit_core.networks.local_curve import LocalCurve, LocalCurveConfig
 from reddit_core.networks.sr3_unet import UNet, UNetConfig
 
 __all__ = ["NETWORKS", "LocalLayer", "Network", "NetworkConfig", "Prediction", "build", "kind_of", "read_config"]
@@ -12,6 +13,7 @@ __all__ = ["NETWORKS", "LocalLayer", "Network", "NetworkConfig", "Prediction", "
 NETWORKS: Mapping[str, tuple[type[Any], type[Any]]] = {
     "film-unet": (FilmUNetConfig, FilmUNet),
     "sr3-unet": (UNetConfig, UNet),
+    "local-curve": (LocalCurveConfig, LocalCurve),
 }
 """For each kind, by the name that weights files give it: the class of its config, and that of the network."""
 

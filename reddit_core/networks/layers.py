@@ -60,6 +60,13 @@ class GroupNorm(nn.GroupNorm):
         return result.to(features.dtype)
 
 
+class GlobalMean(nn.Module):
+    """The mean of each channel over all positions."""
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+        return features.mean(dim=(2, 3))
+
+
 class SelfAttention(nn.Module):
     """Single-head attention over all positions; memory is linear in their number through SDPA."""
 
