@@ -19,6 +19,7 @@ from pipelines.config.parts import (
     Target,
     TrackingConfig,
     TrainingComputeConfig,
+    TrainingLevels,
     Trajectories,
     check_brightness_jitter,
     check_min_scale,
@@ -32,16 +33,16 @@ from reddit_core.degrade import DegradeConfig
 from reddit_core.losses import LossWeights
 from reddit_core.networks import NetworkConfig
 from reddit_core.networks.film_unet import FilmUNetConfig
-from reddit_core.networks.sr3_unet import UNetConfig
 from reddit_core.networks.local_curve import LocalCurveConfig
+from reddit_core.networks.sr3_unet import UNetConfig
 from reddit_core.precision import Precision
 from reddit_core.retinex import ReflectanceConfig
 from reddit_core.schedule import NoiseSchedule
 
 Layout = Literal["lolv1", "lolv2-real", "lolv2-synthetic", "lsrw", "sid", "smid", "sdsd", "folders", "table", "degrade"]
-
 # The part of TeacherConfig that holds the config of each kind of network.
 NETWORK_PARTS = {"film-unet": "film", "sr3-unet": "unet", "local-curve": "curve"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -114,15 +115,18 @@ class TeacherConfig:
     """The network, if it is a film-unet."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """The network, if it is an sr3-unet."""
-    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     curve: LocalCurveConfig = field(default_factory=LocalCurveConfig)
     """The network, if it is a local-curve."""
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     """The noise schedule; recorded with the weights."""
     ssim: float = 0.0
     """Weight of 1 - SSIM of the clean image that the output stands for, beside the squared error; 0.1 is usual."""
     detail: float = 0.0
     """Weight of a term that asks for as much fine detail as the ground truth has, times the level's share of signal
-    (alpha_bar), so that detail is made in the last of many steps; 0.3 is usual, late in training."""
+    (alpha_bar), so that detail is made in the last of many steps; 0.1 is usual, late in training."""
+    levels: TrainingLevels = "all"
+    """Noise levels of the training inputs: all, or noisiest, where every input is pure noise, as in the first step of
+    sampling. A network of one step results that regresses on the low-light image alone: a control, and no diffusion."""
     rollout: int = 0
     """DDIM steps that the network makes itself, from a noisier level, to the noisy image that it is trained on, so that
     it learns to correct its own errors; 0 adds noise to the ground truth. 2 is usual, late in training."""
@@ -161,9 +165,29 @@ class TeacherConfig:
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}, but must not be negative; 0 leaves the term out")
         check_rollout(self.rollout)
+        if self.levels == "noisiest":
+            self.check_regression()
         require(self.crops_per_image >= 1, f"crops_per_image is {self.crops_per_image}, but must be at least 1")
         check_min_scale(self.min_scale)
         check_brightness_jitter(self.brightness_jitter, self.network_config)
+
+    def check_regression(self) -> None:
+        """Rejects what a network for one step from pure noise has no use for."""
+        prediction = self.network_config.prediction
+        require(
+            prediction == "x",
+            f"levels is noisiest, but the network predicts {prediction}, of which pure noise teaches nothing; use a "
+            "network that predicts x, such as film-unet",
+        )
+        require(
+            not self.rollout,
+            f"rollout is {self.rollout}, but levels noisiest has no noisier level to begin one at; leave it out",
+        )
+        require(
+            self.validation_steps == 1,
+            f"validation_steps is {self.validation_steps}, but levels noisiest trains for one step alone; add "
+            "--validation-steps 1",
+        )
 
     @property
     def network_config(self) -> NetworkConfig:

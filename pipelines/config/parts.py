@@ -20,6 +20,7 @@ RateShape = Literal["constant", "cosine", "linear"]
 RECORDS_PER_SHARD = 512
 Trajectories = Literal["cache", "online", "stream"]
 Target = Literal["two-step", "consistency"]
+TrainingLevels = Literal["all", "noisiest"]
 # Names of the settings that hold one URL or several, in any config.
 URL_SETTINGS = frozenset(
     ("source", "low", "normal", "splits", "against", "pairs", "init", "teacher", "cache", "lpips", "weights", "output")

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines import shards, storage
 from pipelines.cluster import check_room
 from pipelines.config.jobs import TeacherConfig
-from pipelines.config.parts import SegmentConfig
+from pipelines.config.parts import SegmentConfig, TrainingLevels
 from pipelines.pairs.dataset import split_brightness, split_contrast, split_shards
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, shards_hash
@@ -59,22 +59,25 @@ class TeacherObjective:
     def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         device, generator = context.device, context.generator
         low, normal = signed_from_pixels(batch["low"], device), signed_from_pixels(batch["normal"], device)
-        level = draw_training_levels(self.config.schedule, len(low), generator)
-        eps = torch.randn(normal.shape, generator=generator, device=device)
         gain = torch.tensor(batch["gain"], device=device)
         prediction = self.config.network_config.prediction
-        noisy = training_input(
-            network,
-            normal,
-            eps,
-            level,
-            num_steps=self.config.rollout,
-            prediction=prediction,
-            schedule=self.config.schedule,
-            generator=generator,
-            low=low,
-            gain=gain,
-        )
+        level = draw_training_levels(self.config.schedule, len(low), generator, self.config.levels)
+        eps = torch.randn(normal.shape, generator=generator, device=device)
+        if self.config.levels == "noisiest":
+            noisy = eps  # without the part a x_0 of the noisy image, which gives away local means of the ground truth
+        else:
+            noisy = training_input(
+                network,
+                normal,
+                eps,
+                level,
+                num_steps=self.config.rollout,
+                prediction=prediction,
+                schedule=self.config.schedule,
+                generator=generator,
+                low=low,
+                gain=gain,
+            )
         output = network(noisy, level, low=low, gain=gain)
         error = teacher_loss(output, normal, eps, level, prediction)
         if not self.config.ssim and not self.config.detail:
@@ -95,6 +98,8 @@ class TeacherObjective:
     def save(self, stage_index: int, network: Network, metrics: Mapping[str, float], *, best: bool = False) -> None:
         facts = {
             "role": "teacher",
+            # How many steps its one level is for.
+            **({"num_steps": 1} if self.config.levels == "noisiest" else {}),
             "pairs_key": self.manifest.key,
             "config": runs.recorded_settings(self.config),
             "validation": dict(metrics),
@@ -113,11 +118,15 @@ class TeacherObjective:
         return replace(file, brightness=split_brightness(self.manifest), contrast=split_contrast(self.manifest))
 
 
-def draw_training_levels(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
+def draw_training_levels(
+    schedule: NoiseSchedule, batch: int, generator: torch.Generator, levels: TrainingLevels = "all"
+) -> Tensor:
     """Continuous levels [B] where the generator is: uniform over the table's steps, then within one (Chen et al. 2020,
-    WaveGrad)."""
+    WaveGrad); or the noisiest of the sampler, and nothing is drawn."""
     device = generator.device
     table = schedule.sqrt_alpha_bar.to(device)
+    if levels == "noisiest":
+        return table[schedule.num_steps].expand(batch)
     index = torch.randint(1, schedule.num_steps + 1, (batch,), generator=generator, device=device)
     clean, noisy = table[index - 1], table[index]
     return noisy + torch.rand(batch, dtype=torch.float64, generator=generator, device=device) * (clean - noisy)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.config.jobs import DistillConfig, TeacherConfig, TuneConfig
 from pipelines.search import outcome
 from pipelines.training import runs
 from pipelines.training.order import Order
 from pipelines.training.stream import StageRecords, Stream
 from pipelines.trajectories.caches import CachedRecords
+from reddit_core.networks.local_curve import LocalCurveConfig
 
 
 def stream_of(key: str) -> Stream:
@@ -41,6 +42,19 @@ def test_inputs_may_move_to_another_disk_or_bucket(tmp_path: Path, config: Disti
     sweep = TuneConfig(distill=config, output=str(tmp_path / "sweep"))
     outcome.record_settings(sweep, stream_of("abc"))
     outcome.record_settings(replace(sweep, distill=moved), stream_of("abc"))
+
+
+def test_settings_that_came_later_are_recorded_only_where_they_are_used(tmp_path: Path) -> None:
+    config = TeacherConfig(pairs="s3://old/pairs", output=str(tmp_path / "run"))
+    runs.record_config(config.output, config, stream_of("abc"))
+    assert not {"levels", "curve"} & json.loads(Path(config.output, "config.json").read_text()).keys()
+    regressor = replace(config, levels="noisiest", validation_steps=1)
+    with pytest.raises(ValueError, match="levels is None, asked for 'noisiest'"):
+        runs.record_config(config.output, regressor, stream_of("abc"))
+    light = replace(regressor, network="local-curve")
+    assert runs.recorded_settings(light)["levels"] == "noisiest" and "curve" not in runs.recorded_settings(light)
+    wider = replace(light, curve=LocalCurveConfig(channels=48))
+    assert runs.recorded_settings(wider)["curve"]["channels"] == 48
 
 
 def test_other_contents_are_refused_wherever_they_lie(tmp_path: Path, config: DistillConfig) -> None:

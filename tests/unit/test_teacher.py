@@ -1,5 +1,7 @@
 """The teacher's objective: what a step of its training evaluates, with and without rollouts."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,18 @@ from pipelines.training.teacher import TeacherObjective
 from pipelines.training.validation import ValidationImages
 from pipelines.trajectories.crops import Batch
 from reddit_core.networks.film_unet import FilmUNetConfig
+from reddit_core.schedule import NoiseSchedule
 
 CPU = torch.device("cpu")
 FILM = FilmUNetConfig(channels=(8, 16), norm_groups=4, embedding_channels=16)
+
+
+class Evaluation(NamedTuple):
+    """Of a network: the noisy images, their levels, and whether it has gradients."""
+
+    z: Tensor
+    level: Tensor
+    gradients: bool
 
 
 def batch() -> Batch:
@@ -22,10 +33,10 @@ def batch() -> Batch:
     return {"low": normal // 8, "normal": normal, "gain": np.full(3, 2, np.float32)}
 
 
-def loss_of(rollout: int) -> tuple[Tensor, list[tuple[Tensor, bool]]]:
-    """The losses of one step, and of each evaluation its level and whether it has gradients."""
+def loss_of(**settings: Any) -> tuple[Tensor, list[Evaluation]]:
+    """The losses of one step, and the evaluations of the network that it makes."""
     torch.manual_seed(0)
-    config = TeacherConfig(pairs="p", output="o", film=FILM, crop=16, rollout=rollout)
+    config = TeacherConfig(pairs="p", output="o", film=FILM, crop=16, **settings)
     objective = TeacherObjective(config, ValidationImages("p", CheckpointConfig()))
     network = objective.begin(StageContext(stage_index=0, device=CPU))
     with torch.no_grad():
@@ -34,7 +45,7 @@ def loss_of(rollout: int) -> tuple[Tensor, list[tuple[Tensor, bool]]]:
     evaluations = []
 
     def forward(z: Tensor, sqrt_alpha_bar: Tensor, *, low: Tensor, gain: Tensor | None = None) -> Tensor:
-        evaluations.append((sqrt_alpha_bar, torch.is_grad_enabled()))
+        evaluations.append(Evaluation(z, sqrt_alpha_bar, torch.is_grad_enabled()))
         return network(z.float(), sqrt_alpha_bar.float(), low=low, gain=gain)
 
     context = StepContext(
@@ -44,13 +55,34 @@ def loss_of(rollout: int) -> tuple[Tensor, list[tuple[Tensor, bool]]]:
 
 
 def test_a_rollout_costs_evaluations_without_gradients_and_ends_where_training_would_begin() -> None:
-    plain, (once,) = loss_of(0)
-    rolled, evaluations = loss_of(2)
-    assert [gradients for _, gradients in evaluations] == [False, False, True]
-    levels = torch.stack([level for level, _ in evaluations])
-    assert (levels.diff(dim=0) >= 0).all() and torch.equal(levels[-1], once[0])
+    plain, (once,) = loss_of()
+    rolled, evaluations = loss_of(rollout=2)
+    assert [evaluation.gradients for evaluation in evaluations] == [False, False, True]
+    levels = torch.stack([evaluation.level for evaluation in evaluations])
+    assert (levels.diff(dim=0) >= 0).all() and torch.equal(levels[-1], once.level)
     assert rolled.requires_grad and torch.isfinite(rolled).all()
     assert not torch.allclose(rolled, plain), "its own errors are in its input"
+
+
+def test_at_the_noisiest_level_inputs_are_pure_noise_as_at_the_first_step_of_sampling() -> None:
+    loss, (once,) = loss_of(levels="noisiest", validation_steps=1)
+    schedule = NoiseSchedule()
+    assert torch.equal(once.level, schedule.sqrt_alpha_bar[schedule.grid(1)[-1]].expand(3))
+    expected = torch.randn((3, 3, 16, 16), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(once.z, expected), "nothing of the ground truth is in them"
+    assert loss.requires_grad and torch.isfinite(loss).all()
+
+
+def test_what_one_step_from_noise_has_no_use_for_is_refused() -> None:
+    def regressor(**settings: Any) -> TeacherConfig:
+        return TeacherConfig(pairs="p", output="o", levels="noisiest", **settings)
+
+    with pytest.raises(ValueError, match="rollout is 2, but levels noisiest has no noisier level"):
+        regressor(validation_steps=1, rollout=2)
+    with pytest.raises(ValueError, match=r"validation_steps is 16, but .*; add --validation-steps 1"):
+        regressor()
+    with pytest.raises(ValueError, match="levels is noisiest, but the network predicts v"):
+        regressor(validation_steps=1, network="sr3-unet")
 
 
 def test_a_negative_rollout_is_refused() -> None:
