@@ -32,7 +32,7 @@ READY_BYTES = 2**29
 # Settings that may differ when a run is resumed, because they do not change what is learned.
 FREE_SETTINGS = ("output", "compute", "tracking", "checkpoint", "teacher_actors")
 # Settings that are younger than runs that shall resume, recorded only where they are not at their defaults.
-LATER_SETTINGS = ("levels", "curve")
+LATER_SETTINGS = ("levels", "curve", "detail")
 PLACES = ("pairs", "teacher", "cache", "lpips", "init")
 
 Settings = Mapping[str, Any]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipelines import shards, storage
 from pipelines.cluster import check_room
-from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import SegmentConfig, TrainingLevels
+from pipelines.config.teacher import TeacherConfig
 from pipelines.pairs.dataset import split_brightness, split_contrast, split_shards
 from pipelines.reporting import Report
 from pipelines.shards import Manifest, shards_hash

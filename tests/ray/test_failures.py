@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.training import recovery, runs
 from pipelines.training.teacher import train_teacher
 from pipelines.weights import load_network

@@ -16,8 +16,9 @@ from jobs import distill as distill_job
 from jobs import train_teacher as teacher_job
 from jobs.cli import Job, main
 from pipelines import shards
-from pipelines.config.jobs import DistillConfig, TeacherConfig
+from pipelines.config.jobs import DistillConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, TrainingComputeConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.shards import TARGET_COLUMNS
 from pipelines.tracking import OFF
 from pipelines.training import distillation, teacher

@@ -12,8 +12,9 @@ from jobs import enhance as enhance_job
 from jobs import ingest as ingest_job
 from jobs.cli import main
 from pipelines import shards, storage
-from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, SegmentConfig, StudentTrackingConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from pipelines.enhancement.enhance import enhance
 from pipelines.evaluation.evaluate import evaluate

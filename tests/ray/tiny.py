@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig
 from pipelines.config.parts import (
     CheckpointConfig,
     OptimConfig,
@@ -14,6 +14,7 @@ from pipelines.config.parts import (
     StudentTrackingConfig,
     TrainingComputeConfig,
 )
+from pipelines.config.teacher import TeacherConfig
 from pipelines.pairs.ingest import ingest
 from pipelines.weights import save_network
 from reddit_core.networks.sr3_unet import UNet, UNetConfig

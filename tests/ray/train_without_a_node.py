@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import CheckpointConfig, OptimConfig, StudentTrackingConfig, TrainingComputeConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.training import runs, teacher
 from tests.ray.processes import started, wait_until
 from tests.ray.tiny import UNET

@@ -11,8 +11,9 @@ import pytest
 from jobs.cli import Job, Sources, as_flags, flatten, main, parse, take_sources
 from pipelines.config import experiments, jobs, presets, serving, use
 from pipelines.config.experiments import ExperimentConfig
-from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
 from pipelines.config.serving import ServeConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from pipelines.reporting import Report
 

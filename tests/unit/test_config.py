@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TeacherConfig, TuneConfig
+from pipelines.config.jobs import DistillConfig, IngestConfig, PrecomputeConfig, TuneConfig
 from pipelines.config.parts import (
     CheckpointConfig,
     OptimConfig,
@@ -16,6 +16,7 @@ from pipelines.config.parts import (
     TrainingComputeConfig,
     check_stages,
 )
+from pipelines.config.teacher import TeacherConfig
 from pipelines.config.use import EnhanceConfig, EvaluateConfig
 from reddit_core.degrade import DegradeConfig
 from reddit_core.losses import LossWeights

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.jobs import DistillConfig, TeacherConfig, TuneConfig
+from pipelines.config.jobs import DistillConfig, TuneConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.search import outcome
 from pipelines.training import runs
 from pipelines.training.order import Order

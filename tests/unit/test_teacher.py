@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.config.jobs import TeacherConfig
 from pipelines.config.parts import CheckpointConfig
+from pipelines.config.teacher import TeacherConfig
 from pipelines.training.objective import StageContext, StepContext
 from pipelines.training.teacher import TeacherObjective
 from pipelines.training.validation import ValidationImages
