@@ -21,6 +21,8 @@ class ExperimentConfig:
     experiment: Literal["refinement", "steps", "darkness"] = "refinement"
     """refinement: students with and without it; steps: each student against its teacher; darkness: the students on the
     validation split's normal images, darkened beyond what the teacher was trained on."""
+    refine_weight: float = 0.02
+    """w of the refined students (experiment refinement)."""
     seeds: IntList = (0, 1, 2)
     """Seeds of the students."""
     limit: int = 0
@@ -41,10 +43,16 @@ class ExperimentConfig:
         require(bool(self.full_wells), "full_wells is empty, but at least one noise is needed; use 20000 or 20000 2000")
         require(self.limit >= 0, f"limit is {self.limit}, but must not be negative; 0 takes all images")
         require(bool(self.distill.pairs), "students are evaluated on the validation split; give --distill.pairs URL")
-        require(
-            self.experiment != "refinement" or self.distill.refine_weight != 0,
-            "distill.refine_weight is 0, so that no student would be refined; give one, such as 0.02",
-        )
+        if self.experiment == "refinement":
+            require(
+                0 < self.refine_weight <= 1,
+                f"refine_weight is {self.refine_weight}, but must be above 0 and at most 1; 0.02 is mild",
+            )
+            unused = "experiment refinement compares students with and without it; give --refine-weight"
+            reject_unused(self.distill, ("refine_weight",), unused, "distill.")
+        else:
+            unused = f"experiment {self.experiment} has one kind of student; give --distill.refine-weight"
+            reject_unused(self, ("refine_weight",), unused)
         unused = "an experiment distils below its own output; leave it out, and give --output URL"
         reject_unused(self.distill, ("output",), unused, "distill.")
         unused = "an experiment registers no model; leave it out"

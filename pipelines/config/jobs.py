@@ -146,8 +146,8 @@ class DistillConfig:
     teacher_actors: int = 1
     """Teacher actors beside the trainers, each with as much as a worker has (trajectories stream)."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
-    refine_weight: float = 0.02
-    """w of the refinement towards the reflectance; the paper writes omega = 1 - w (its weights: w = 0.8); 0 is off."""
+    refine_weight: float = 0.0
+    """w of the refinement towards the reflectance; 0 is off, 0.02 is mild, and the paper has 0.8 (omega = 1 - w)."""
     reflectance: ReflectanceConfig = field(default_factory=ReflectanceConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     lpips: tuple[str, ...] = ()

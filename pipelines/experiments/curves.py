@@ -50,14 +50,15 @@ def plot_darkness(config: ExperimentConfig, rows: Sequence[Row]) -> bytes:
     """A panel for each noise; students as lines, the teacher at as many steps dashed in the same colour."""
     figure = Figure(figsize=(5.5 * len(config.full_wells), 4.2), layout="constrained")
     found = {(row["pairs"], row["method"], row["steps"]): row["psnr"] for row in rows}
-    steps = sorted({count for _, method, count in found if method == "refined"}, reverse=True)
+    student = next(method for _, method, _ in found if method in STYLES and method != "teacher")
+    steps = sorted({count for _, method, count in found if method == student}, reverse=True)
     panels = figure.subplots(1, len(config.full_wells), sharey=True, squeeze=False)[0]
     for axes, full_well in zip(panels, config.full_wells, strict=True):
         names = {stops: exposure_name(stops, full_well) for stops in sorted(config.stops)}
         for number, count in enumerate(steps):
-            for method, line in (("refined", "-"), ("teacher", "--")):
+            for method, line in ((student, "-"), ("teacher", "--")):
                 values = [found[name, method, count] for name in names.values()]
-                label = f"{'student' if method == 'refined' else method}, {count} steps"
+                label = f"{'student' if method == student else method}, {count} steps"
                 axes.plot(list(names), values, line, marker="o", color=f"C{number}", label=label)
         axes.plot(list(names), [found[name, "input", 0] for name in names.values()], ":", color="0.4", label="input")
         axes.set(title=f"white at {full_well:g} electrons", xlabel="stops darker", ylabel=PANELS["psnr"])

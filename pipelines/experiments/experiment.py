@@ -49,11 +49,12 @@ class Student:
 
 
 def students_of(config: ExperimentConfig) -> list[Student]:
-    """Students with and without refinement, for each seed; the experiments steps and darkness use refined ones only."""
+    """Students for each seed: with and without refinement, or for steps and darkness those that `distill` has."""
     base = config.distill
-    weights = {"refined": base.refine_weight}
     if config.experiment == "refinement":
-        weights["unrefined"] = 0.0
+        weights = {"refined": config.refine_weight, "unrefined": 0.0}
+    else:
+        weights = {"refined" if base.refine_weight else "unrefined": base.refine_weight}
     students = []
     for name, weight in weights.items():
         for seed in config.seeds:
@@ -119,7 +120,7 @@ def experiment(config: ExperimentConfig) -> Report:
     storage.write_bytes(plot, curves.plot_experiment(config, table))
     facts = {
         "seeds": list(config.seeds),
-        "refine_weight": config.distill.refine_weight,
+        "refine_weight": max(student.run.refine_weight for student in students_of(config)),
         "images, at most": config.limit or "all",
         "plot": plot,
     }

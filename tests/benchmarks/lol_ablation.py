@@ -47,9 +47,9 @@ class Settings:
 def variants(base: DistillConfig) -> dict[str, DistillConfig]:
     """The default, and what differs from it in one setting each."""
     return {
-        "refined": base,
-        "unrefined": replace(base, refine_weight=0.0),
-        "released-reflectance": replace(base, reflectance=ReflectanceConfig(range="released")),
+        "unrefined": base,
+        "refined": replace(base, refine_weight=0.02),
+        "released-reflectance": replace(base, refine_weight=0.02, reflectance=ReflectanceConfig(range="released")),
         "node-levels": replace(base, segment=replace(base.segment, levels="node")),
     }
 

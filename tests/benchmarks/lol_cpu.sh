@@ -29,7 +29,7 @@ teach teacher-detail --init "$(weights_of teacher-rollout)" --crop 160 --rollout
     0.65="$(weights_of teacher-detail)" 0.35="$(weights_of teacher-rollout)"
 # With the teacher online, since it takes over where the student is.
 $python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --trajectories online --rollout 2 --teacher "$teacher" \
-    --stages 16,8,4,2 --output "$students" --refine-weight 0 --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
+    --stages 16,8,4,2 --output "$students" --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
 $python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --compute.threads 1 --tracking.no-enabled \
     --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \

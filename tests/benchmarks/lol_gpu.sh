@@ -1,5 +1,5 @@
 #!/bin/sh
-# LOL on one GPU: a teacher of preset lol, its cache, its students of 8, 4, 2 and 1 steps for three seeds, with the default
+# LOL on one GPU: a teacher of preset lol, its cache, its students of 8, 4, 2 and 1 steps for three seeds, with
 # refinement and without any, a report on whole validation images, and the weights as float16 in parts below 16 MiB.
 #   tests/benchmarks/lol_gpu.sh FOLDER_OF_LOLv1 OUTPUT
 # Run again, it resumes from the newest checkpoint and finishes what is missing. With MINUTES=25 it stops after so many,
@@ -52,7 +52,7 @@ within_time $python "$jobs/precompute.py" --preset "$PRESET" $SEGMENT $CACHE --p
 within_time $python "$jobs/experiments.py" --preset "$PRESET" $STUDENTS $segment_of_students \
     --distill.tracking.no-enabled --experiment refinement --seeds "$SEEDS" --distill.stages "$STAGES" \
     --distill.pairs "$pairs" --distill.cache "$cache" --distill.teacher "$teacher" --output "$students"
-first=$students/students/refined-seed-${SEEDS%%,*}
+first=$students/students/unrefined-seed-${SEEDS%%,*}
 weights="teacher:16=$teacher teacher:2=$teacher"
 for file in "$first"/student-[0-9].safetensors; do
     steps=${file##*/student-}

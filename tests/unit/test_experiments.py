@@ -24,7 +24,15 @@ DISTILL = DistillConfig(cache="c", teacher="t", pairs="p")
             {"experiment": "darkness", "full_wells": (2000.0, 0.0)},
             r"full_well is 0\.0 .*but electrons must be positive",
         ),
-        ({"distill": replace(DISTILL, refine_weight=0.0)}, r"refine_weight is 0, so that no student would be refined"),
+        ({"refine_weight": 0.0}, r"refine_weight is 0\.0, but must be above 0 and at most 1; 0\.02 is mild"),
+        (
+            {"distill": replace(DISTILL, refine_weight=0.1)},
+            r"distill\.refine_weight is 0\.1, but experiment refinement compares .*; give --refine-weight",
+        ),
+        (
+            {"experiment": "steps", "refine_weight": 0.1},
+            r"refine_weight is 0\.1, but experiment steps has one kind of student; give --distill\.refine-weight",
+        ),
         (
             {"stops": (2.0,)},
             r"stops is \(2\.0,\), but experiment refinement has no use for it; use --experiment darkness",
@@ -46,8 +54,7 @@ def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str
 
 
 def test_other_experiments_need_no_refinement() -> None:
-    unrefined = replace(DISTILL, refine_weight=0.0)
-    config = ExperimentConfig(distill=unrefined, output="o", experiment="darkness", stops=(2.0,), full_wells=(2e4, 2e3))
+    config = ExperimentConfig(distill=DISTILL, output="o", experiment="darkness", stops=(2.0,), full_wells=(2e4, 2e3))
     assert {name: (model.stops, model.full_well) for name, model in config.exposures().items()} == {
         "2-stops-20000-electrons": ((2.0, 2.0), 2e4),
         "2-stops-2000-electrons": ((2.0, 2.0), 2e3),

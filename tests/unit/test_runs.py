@@ -64,7 +64,7 @@ def test_other_contents_are_refused_wherever_they_lie(tmp_path: Path, config: Di
     outcome.record_settings(sweep, stream_of("abc"))
     with pytest.raises(ValueError, match=r"records is \['abc'\], asked for \['def'\]"):
         runs.record_config(config.output, config, stream_of("def"))
-    with pytest.raises(ValueError, match=r"refine_weight is 0\.02, asked for 0.5"):
+    with pytest.raises(ValueError, match=r"refine_weight is 0\.0, asked for 0.5"):
         runs.record_config(config.output, replace(config, refine_weight=0.5), stream_of("abc"))
     (tmp_path / "vgg.pth").write_bytes(b"another")
     for record in (
