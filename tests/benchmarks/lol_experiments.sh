@@ -7,13 +7,11 @@
 set -eu
 experiment=$1 pairs=$2 teacher=$3 output=$4
 python=${PYTHON:-.venv/bin/python} jobs=${JOBS:-jobs}
-case $experiment in
-    refinement) seeds=${SEEDS:-0,1,2} flags="" ;;
-    darkness) seeds=${SEEDS:-0} flags="--limit 4 --stops 3 5 7" ;;
-    *) seeds=${SEEDS:-0} flags="" ;;
-esac
+seeds=0 flags=""
+[ "$experiment" = refinement ] && seeds=0,1,2
+[ "$experiment" = darkness ] && flags="--limit 4 --stops 3 5 7"
 # shellcheck disable=SC2086
-exec $python "$jobs/experiments.py" --preset lol-cpu --experiment "$experiment" --output "$output" --seeds "$seeds" $flags \
+exec $python "$jobs/experiments.py" --preset lol-cpu --experiment "$experiment" --output "$output" --seeds "${SEEDS:-$seeds}" $flags \
     --distill.pairs "$pairs" --distill.teacher "$teacher" --distill.trajectories online --distill.rollout 2 \
     --distill.stages 16,8,4,2 --distill.optim.steps "${STEPS:-150}" --distill.compute.threads 1 \
     --distill.checkpoint.validate-every 50 --distill.tracking.no-enabled
