@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ BEST_WEIGHTS = "teacher-best.safetensors"
 SPAN_SAMPLES = 512
 
 
+class Noisy(NamedTuple):
+    """Noisy images and their noise, each [B, 3, H, W]; of a rollout the noise that it began with."""
+
+    z: Tensor
+    eps: Tensor
+
+
 @dataclass
 class TeacherObjective:
     """The denoising loss of `TeacherConfig.network_config` at continuous noise levels, after a rollout if it is set."""
@@ -57,33 +64,18 @@ class TeacherObjective:
         return network.to(context.device)
 
     def terms(self, network: Forward, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        device, generator = context.device, context.generator
+        device = context.device
         low, normal = signed_from_pixels(batch["low"], device), signed_from_pixels(batch["normal"], device)
         gain = torch.tensor(batch["gain"], device=device)
         prediction = self.config.network_config.prediction
-        level = draw_training_levels(self.config.schedule, len(low), generator, self.config.levels)
-        eps = torch.randn(normal.shape, generator=generator, device=device)
-        if self.config.levels == "noisiest":
-            noisy = eps  # without the part a x_0 of the noisy image, which gives away local means of the ground truth
-        else:
-            noisy = training_input(
-                network,
-                normal,
-                eps,
-                level,
-                num_steps=self.config.rollout,
-                prediction=prediction,
-                schedule=self.config.schedule,
-                generator=generator,
-                low=low,
-                gain=gain,
-            )
-        output = network(noisy, level, low=low, gain=gain)
-        error = teacher_loss(output, normal, eps, level, prediction)
+        level = draw_training_levels(self.config.schedule, len(low), context.generator, self.config.levels)
+        noisy = self.noisy(network, normal, level, context.generator, low=low, gain=gain)
+        output = network(noisy.z, level, low=low, gain=gain)
+        error = teacher_loss(output, normal, noisy.eps, level, prediction)
         if not self.config.ssim and not self.config.detail:
             return {"loss": error}
+        x_0 = interpret(output, noisy.z, level, prediction).x_0
         terms = {"loss": error, "error": error}
-        x_0 = interpret(output, noisy, level, prediction).x_0
         if self.config.ssim:
             terms["ssim"] = dissimilarity(x_0, normal)
             terms["loss"] = terms["loss"] + self.config.ssim * terms["ssim"]
@@ -91,6 +83,28 @@ class TeacherObjective:
             terms["detail"] = detail_loss(x_0, normal)
             terms["loss"] = terms["loss"] + self.config.detail * level.square().float() * terms["detail"]
         return terms
+
+    def noisy(
+        self, network: Forward, normal: Tensor, level: Tensor, generator: torch.Generator, *, low: Tensor, gain: Tensor
+    ) -> Noisy:
+        """The images that the network is trained on: after a rollout if it is set, and pure noise for a regressor."""
+        eps = torch.randn(normal.shape, generator=generator, device=normal.device)
+        if self.config.levels == "noisiest":
+            # Without the part a x_0 of the noisy image, which gives away local means of the ground truth.
+            return Noisy(eps, eps)
+        z = training_input(
+            network,
+            normal,
+            eps,
+            level,
+            num_steps=self.config.rollout,
+            prediction=self.config.network_config.prediction,
+            schedule=self.config.schedule,
+            generator=generator,
+            low=low,
+            gain=gain,
+        )
+        return Noisy(z, eps)
 
     def validate(self, stage_index: int, network: Network) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
         return self.validation.judge(self.weights(network), self.config.validation_steps)

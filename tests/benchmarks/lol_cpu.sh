@@ -27,9 +27,10 @@ teach teacher-detail --init "$(weights_of teacher-rollout)" --crop 160 --rollout
     --optim.steps 1000 --optim.learning-rate 5e-4
 [ -f "$teacher" ] || $python "$here/mean_weights.py" "$teacher" \
     0.65="$(weights_of teacher-detail)" 0.35="$(weights_of teacher-rollout)"
-# With the teacher online, since it takes over where the student is.
+# With the teacher online, since it takes over where the student is; detail, since squared errors alone blur it again.
 $python "$jobs/distill.py" --preset lol-cpu --pairs "$pairs" --trajectories online --rollout 2 --teacher "$teacher" \
-    --stages 16,8,4,2 --output "$students" --compute.threads 1 --tracking.no-enabled --tracking.licence "$licence"
+    --stages 16,8,4,2 --loss.ssim 1 --loss.detail 0.04 --output "$students" --compute.threads 1 --tracking.no-enabled \
+    --tracking.licence "$licence"
 $python "$jobs/evaluate.py" --pairs "$pairs" --output "$output/report" --compute.threads 1 --tracking.no-enabled \
     --weights teacher:16="$teacher" teacher:2="$teacher" \
     student:8="$students/student-8.safetensors" student:4="$students/student-4.safetensors" \
