@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from pipelines import cluster, threads
-from pipelines.config import experiments, jobs, use
+from pipelines.config import experiments, jobs, teacher, use
 from pipelines.config.jobs import DistillConfig, IngestConfig, TuneConfig
 from pipelines.config.parts import URL_SETTINGS, ComputeConfig, urls_of
 from pipelines.config.use import EvaluateConfig
@@ -96,7 +96,7 @@ def url_fields(source: str) -> Iterator[str]:
 
 
 def test_every_setting_that_is_a_url_is_known_as_one() -> None:
-    sources = [Path(str(module.__file__)).read_text() for module in (jobs, use, experiments)]
+    sources = [Path(str(module.__file__)).read_text() for module in (jobs, teacher, use, experiments)]
     assert {name for source in sources for name in url_fields(source)} == URL_SETTINGS
     assert dict(urls_of(REMOTE)) == {name: getattr(REMOTE, name) for name in ("cache", "teacher", "output", "pairs")}
 
