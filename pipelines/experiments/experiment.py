@@ -20,7 +20,7 @@ from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.experiments import curves
 from pipelines.images import encode_png
-from pipelines.pairs.dataset import decode_pair, split_shards
+from pipelines.pairs.dataset import decode_pair, split_rows, split_shards
 from pipelines.pairs.ingest import ingest
 from pipelines.reporting import Report, Row
 from pipelines.shards import shards_hash
@@ -185,9 +185,8 @@ def write_normal_images(config: ExperimentConfig, folder: str) -> tuple[str, str
 
 def normal_images(pairs: str) -> Iterator[NDArray[np.uint8]]:
     """The normal images of the validation split in order, each [H, W, 3] uint8."""
-    for entry in split_shards(shards.read_manifest(pairs, "pairs"), "validation"):
-        for row in shards.read_shard(pairs, entry).to_pylist():
-            yield decode_pair(row)[1]
+    for row in split_rows(pairs, "validation"):
+        yield decode_pair(row)[1]
 
 
 def plan_experiment(config: ExperimentConfig) -> Report:

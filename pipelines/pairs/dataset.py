@@ -1,12 +1,12 @@
 """Reads pair datasets: the shards of a split, and the images of a row."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy import uint8
 from numpy.typing import NDArray
 
-from pipelines import images
+from pipelines import images, shards
 from pipelines.shards import Manifest, ShardEntry
 
 
@@ -39,3 +39,13 @@ def split_shards(manifest: Manifest, split: str) -> list[ShardEntry]:
             "--validation-share, --split-seed or --splits"
         )
     return found
+
+
+def split_rows(pairs: str, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of one split of the pair dataset at a URL, in order; for `decode_pair`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    for entry in split_shards(shards.read_manifest(pairs, "pairs"), split):
+        yield from shards.read_shard(pairs, entry).to_pylist()

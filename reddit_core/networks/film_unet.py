@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from reddit_core.brightness import gray
 from reddit_core.networks.interface import Network, Prediction
-from reddit_core.networks.layers import GroupNorm, silu
+from reddit_core.networks.layers import GroupNorm, silu, zeroed
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 from reddit_core.tone import tone_curve
 
@@ -140,10 +140,7 @@ class FilmBlock(nn.Module):
         self.film = nn.Linear(config.embedding_channels, 2 * out_channels)
         self.norm2 = GroupNorm(config.norm_groups, out_channels)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        assert self.conv2.bias is not None
-        nn.init.zeros_(self.conv2.bias)
+        self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, features: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
@@ -184,10 +181,7 @@ class FilmUNet(Network):
         self.encoder = nn.ModuleList(Blocks(width, width, config) for width in widths)
         self.decoder = nn.ModuleList(Blocks(2 * width, width, config) for width in widths[:-1])
         self.norm = GroupNorm(config.norm_groups, widths[0])
-        self.head = nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        self.head = zeroed(nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1))
 
     def forward(
         self,
@@ -198,8 +192,7 @@ class FilmUNet(Network):
         gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         self.check_size(z)
-        if gain is None:
-            raise ValueError("this network needs the gain of each image; give gain=, from tone.make_tone")
+        gain = self.needed_gain(gain)
         embedding = self.embedding(sqrt_alpha_bar, gain)
         curved = curved_image(low, gain, self.config.saturation)
         patch = self.config.patch_size

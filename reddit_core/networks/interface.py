@@ -86,6 +86,12 @@ class Network(nn.Module, ABC):
                 f"{self.config.size_multiple}; crop to one, or go through sampler.enhance, which pads"
             )
 
+    def needed_gain(self, gain: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+        """The gain of a network that takes one; raises a ValueError if it is not given."""
+        if gain is None:
+            raise ValueError("this network needs the gain of each image; give gain=, from tone.make_tone")
+        return gain
+
     @abstractmethod
     def global_layers(self) -> dict[str, nn.Module]:
         """Layers whose output at one position depends on the whole image, by name: norms, pools, attention.

@@ -1,6 +1,7 @@
 """Layers that several networks are made of."""
 
 import math
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reddit_core.networks.interface import LocalLayer
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class LevelEncoding(LocalLayer):
@@ -30,6 +33,13 @@ def compiles_for_gpu(features: Tensor) -> bool:
 def silu(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """SiLU of features that nothing else holds: in place where no gradient is recorded, which saves memory."""
     return functional.silu(features, inplace=not torch.is_grad_enabled())
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with weights and bias of zero, so that an untrained network's branch adds nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class GroupNorm(nn.GroupNorm):

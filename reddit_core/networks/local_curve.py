@@ -16,7 +16,7 @@ from torch.nn import functional
 from reddit_core.brightness import LEAST_LUMA
 from reddit_core.networks.film_unet import curved_image, logarithm
 from reddit_core.networks.interface import Network, Prediction
-from reddit_core.networks.layers import GlobalMean, silu
+from reddit_core.networks.layers import GlobalMean, silu, zeroed
 from reddit_core.pixels import signed_from_unit, unit_from_signed
 
 LOW_FORMS = 3
@@ -93,14 +93,10 @@ class LocalCurve(Network):
         width, patch = config.channels, config.patch_size
         self.stem = nn.Conv2d(3 * LOW_FORMS * patch**2, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResBlock(width) for _ in range(config.num_res_blocks))
-        self.local_head = nn.Conv2d(width, 2 * 3 * patch**2, 3, padding=1)
+        self.local_head = zeroed(nn.Conv2d(width, 2 * 3 * patch**2, 3, padding=1))
         self.mean = GlobalMean()
         self.hidden = nn.Linear(width + 1, width)
-        self.global_head = nn.Linear(width, 1 + 9)
-        for head in (self.local_head, self.global_head):
-            nn.init.zeros_(head.weight)
-            assert head.bias is not None
-            nn.init.zeros_(head.bias)
+        self.global_head = zeroed(nn.Linear(width, 1 + 9))
 
     def forward(
         self,
@@ -111,8 +107,7 @@ class LocalCurve(Network):
         gain: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         self.check_size(z)
-        if gain is None:
-            raise ValueError("this network needs the gain of each image; give gain=, from tone.make_tone")
+        gain = self.needed_gain(gain)
         patch = self.config.patch_size
         curved = curved_image(low, gain, saturation=1.0)
         features = self.stem(functional.pixel_unshuffle(torch.cat([low, logarithm(low), curved], dim=1), patch))

@@ -10,23 +10,23 @@ again, it resumes and finishes what is missing.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 
 from jobs.cli import Sources, parse
 from jobs.train_teacher import JOB
-from pipelines import reporting, shards, storage
+from pipelines import reporting, storage
 from pipelines.cluster import start_ray
 from pipelines.config.jobs import IngestConfig
 from pipelines.config.parts import ComputeConfig, TrackingConfig
 from pipelines.config.use import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.images import encode_png
-from pipelines.pairs.dataset import decode_pair, split_shards
+from pipelines.pairs.dataset import decode_pair, split_rows
 from pipelines.pairs.ingest import ingest
 from pipelines.reporting import Report, Row
 from pipelines.training.teacher import WEIGHTS, train_teacher
@@ -77,11 +77,6 @@ def train_control(settings: Settings, control: Control) -> str:
     return train(settings, "regressor", f"--init {first} {course}")
 
 
-def validation_rows(pairs: str) -> Iterator[dict[str, Any]]:
-    for entry in split_shards(shards.read_manifest(pairs, "pairs"), "validation"):
-        yield from shards.read_shard(pairs, entry).to_pylist()
-
-
 def blended_pairs(settings: Settings) -> str:
     """The validation pairs with low images `(1 - SHARE) low + SHARE normal`: PNG files, ingested; returns their URL."""
     folder = storage.join(settings.output, "blended")
@@ -90,7 +85,7 @@ def blended_pairs(settings: Settings) -> str:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(("pair_id", "low", "normal", "split"))
-        for index, row in enumerate(validation_rows(settings.pairs)):
+        for index, row in enumerate(split_rows(settings.pairs, "validation")):
             low, normal = decode_pair(row)
             blended = np.rint((1 - SHARE) * low + SHARE * normal).astype(np.uint8)
             names = [f"{side}/{index:04d}.png" for side in ("low", "normal")]

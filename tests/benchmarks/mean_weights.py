@@ -28,20 +28,18 @@ def mean_weights(
     Raises:
         ValueError: if the shares do not, or the networks differ.
     """
-    shares = [float(part.partition("=")[0]) for part in parts]
-    files = [load_network(part.partition("=")[2]) for part in parts]
+    split = [part.partition("=") for part in parts]
+    shares, files = [float(share) for share, _, _ in split], [load_network(url) for _, _, url in split]
     if abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"the shares add up to {sum(shares):g}, but must to 1; divide each by that")
     if any(file.network.config != files[0].network.config for file in files):
         raise ValueError("the networks differ in their settings; take those that were trained on from one")
-    first = files[0].network
-    mean = {
-        name: torch.stack(
-            [share * file.network.state_dict()[name] for share, file in zip(shares, files, strict=True)]
-        ).sum(dim=0)
-        for name in first.state_dict()
+    states = [file.network.state_dict() for file in files]
+    weighted = {
+        name: torch.stack([share * state[name] for share, state in zip(shares, states, strict=True)]).sum(dim=0)
+        for name in states[0]
     }
-    first.load_state_dict(mean)
+    files[0].network.load_state_dict(weighted)
     # Validation figures are of one part.
     facts = {name: value for name, value in files[0].facts.items() if name != "validation"}
     facts["mean_of_shares"] = shares
